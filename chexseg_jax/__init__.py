@@ -1,0 +1,1 @@
+"""Semi-supervised chest X-ray segmentation in JAX."""

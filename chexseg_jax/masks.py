@@ -1,0 +1,172 @@
+"""Masks at rest: COCO run lengths, polygons, and ten pathologies in one uint16.
+
+The run lengths are COCO's compressed form, column by column, as CheXlocalize ships them. The decoder
+knows its bounds before it takes memory: sizes, run sums and bytes are checked, where pycocotools
+returns uninitialised memory or crashes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8, UInt16
+from PIL import Image, ImageDraw
+
+from chexseg_jax.pathologies import PATHOLOGIES, canonical
+
+MAX_PIXELS = 2**28
+"""The largest mask that is decoded: four times the largest detector in use."""
+
+
+class MaskError(ValueError):
+    """A mask that cannot be what it says it is."""
+
+
+def decode_counts(counts: str) -> Int64[np.ndarray, "r"]:
+    """Returns the run lengths written in a COCO `counts` string, background first.
+
+    Raises:
+        MaskError: a byte outside COCO's alphabet, a number cut short, or a run out of range.
+    """
+    try:
+        codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        raise MaskError("run lengths are not ASCII") from None
+    if codes.size == 0:
+        raise MaskError("run lengths are empty")
+    if codes.min() < 0 or codes.max() > 63:
+        raise MaskError("run lengths contain a byte outside COCO's alphabet")
+    last = codes & 32 == 0
+    if not last[-1]:
+        raise MaskError("run lengths end in the middle of a number")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise MaskError("a run length takes more than 35 bits")
+    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
+    values = np.add.reduceat((codes & 31) << shifts, starts)
+    values -= np.where(codes[ends] & 16, np.int64(1) << 5 * lengths, 0)  # sign bit of the last group
+    # From the fourth number on, COCO stores the difference to the number two before it.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def encode_counts(runs: Int64[np.ndarray, "r"]) -> str:
+    """Returns run lengths, background first, as a COCO `counts` string."""
+    values = runs.astype(np.int64)
+    values[3:] = runs[3:] - runs[1:-2]
+    codes = []
+    for shift in range(0, 40, 5):
+        group, rest = (values >> shift) & 31, values >> (shift + 5)
+        done = np.where(group & 16, rest == -1, rest == 0)
+        codes.append(np.where(done, group, group | 32))
+        if done.all():
+            break
+    table = np.stack(codes, 1) + 48
+    ended = np.cumsum(table < 80, 1) - (table < 80)
+    return table[ended == 0].astype(np.uint8).tobytes().decode("ascii")
+
+
+def decode_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
+    """Returns the mask of `{"size": [h, w], "counts": str}`.
+
+    Raises:
+        MaskError: the size is no size or too large, or the runs do not fill it exactly.
+    """
+    height, width = size_of(rle)
+    if not isinstance(rle.get("counts"), str | bytes):
+        raise MaskError("run lengths lack their `counts` string")
+    counts = rle["counts"]
+    runs = decode_counts(counts.decode("ascii", "replace") if isinstance(counts, bytes) else counts)
+    if runs.min() < 0:
+        raise MaskError("a run length is negative")
+    if (runs > height * width).any() or runs.sum() != height * width:
+        raise MaskError(f"run lengths do not add up to the {height} x {width} pixels of the mask")
+    values = np.arange(runs.size) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """Returns a mask as `{"size": [h, w], "counts": str}`."""
+    pixels = mask.ravel(order="F")
+    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    bounds = np.concatenate([[0], edges, [pixels.size]])
+    runs = np.diff(bounds)
+    if pixels[0]:
+        runs = np.concatenate([[0], runs])
+    return {"size": list(mask.shape), "counts": encode_counts(runs)}
+
+
+def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns (height, width) as a mask states it, checked to be a size that can be decoded."""
+    size = rle.get("size") if isinstance(rle, Mapping) else None
+    sizes = isinstance(size, list | tuple) and all(type(n) is int and n > 0 for n in size)
+    if not sizes or len(size) != 2:
+        raise MaskError(f"a mask's size must be two positive integers, got {size!r:.80}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise MaskError(f"a mask of {size[0]} x {size[1]} pixels exceeds the limit of {MAX_PIXELS}")
+    return size[0], size[1]
+
+
+def fill_polygons(
+    contours: Iterable[Sequence[Sequence[float]]], height: int, width: int
+) -> Bool[np.ndarray, "h w"]:
+    """Returns the union of filled contours of [x, y] points, outlines included.
+
+    Pillow's polygon rule is the reference: CheXlocalize's masks are made with it.
+    """
+    canvas = Image.new("1", (width, height))
+    pen = ImageDraw.Draw(canvas)
+    for contour in contours:
+        points = [(float(x), float(y)) for x, y in contour]
+        if len(points) > 1:
+            pen.polygon(points, outline=1, fill=1)
+        elif points:
+            pen.point(points, fill=1)
+    return np.asarray(canvas, bool)
+
+
+def pack(masks: Bool[np.ndarray, "h w 10"]) -> UInt16[np.ndarray, "h w"]:
+    """Returns ten masks as the bits of one image, pathology k in bit k."""
+    return (masks.astype(np.uint16) << np.arange(len(PATHOLOGIES), dtype=np.uint16)).sum(
+        -1, dtype=np.uint16
+    )
+
+
+def unpack(bits: UInt16[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 10"]:
+    """Returns the ten masks, 0 or 1, held in the bits of one image."""
+    return ((bits[..., None] >> np.arange(len(PATHOLOGIES), dtype=np.uint16)) & 1).astype(np.uint8)
+
+
+def pack_rles(rles: Mapping[str, Mapping[str, Any]]) -> UInt16[np.ndarray, "h w"]:
+    """Returns one image's run lengths by pathology as a bitmask; absent pathologies are empty.
+
+    Raises:
+        MaskError: an unknown pathology, masks of different sizes, no mask at all, or a bad mask;
+            the message names the pathology.
+    """
+    bits: np.ndarray | None = None
+    for name, rle in rles.items():
+        pathology = canonical(name)
+        if pathology not in PATHOLOGIES:
+            raise MaskError(f"unknown pathology {name!r:.80}")
+        try:
+            mask = decode_rle(rle)
+        except MaskError as error:
+            raise MaskError(f"{name}: {error}") from None
+        if bits is None:
+            bits = np.zeros(mask.shape, np.uint16)
+        if mask.shape != bits.shape:
+            raise MaskError(f"{name}: size {mask.shape} differs from the {bits.shape} of its neighbours")
+        bits |= mask.astype(np.uint16) << np.uint16(PATHOLOGIES.index(pathology))
+    if bits is None:
+        raise MaskError("no masks")
+    return bits
+
+
+def rles_of(bits: UInt16[np.ndarray, "h w"]) -> dict[str, dict[str, Any]]:
+    """Returns a bitmask as run lengths by pathology, all ten, as CheXlocalize wants them."""
+    masks = unpack(bits).astype(bool)
+    return {name: encode_rle(masks[..., k]) for k, name in enumerate(PATHOLOGIES)}

@@ -1,0 +1,1 @@
+"""TFDS builders: the only place, with experiments, that knows dataset names, paths and columns."""

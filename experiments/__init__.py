@@ -1,0 +1,1 @@
+"""What one runs; the only place that reads a command line."""
