@@ -87,28 +87,29 @@ def random_walk(
     number will do here. A step is written x + sum_k w_k (x_k - x): the weights then need not add up to
     one in float32, and 256 steps stay exact to 1e-5.
     """
-    height, width = bounds.shape[1:]
-    reach = radius - 1
+    size, reach = bounds.shape[1:], radius - 1
     alike = affinities(bounds, radius) ** beta
-    offsets = [path[0] for path in paths(radius)]
+    offsets = jnp.asarray([path[0] for path in paths(radius)], jnp.int32)
     pads = ((0, 0), (reach, reach), (reach, reach))
 
-    def shifted(grid: Float[Array, "n h w"], dy: int, dx: int) -> Float[Array, "n h w"]:
-        framed = jnp.pad(grid, pads)
-        return framed[:, reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+    def backward(pair: tuple[Float[Array, "b h w"], Int[Array, "2"]]) -> Float[Array, "b h w"]:
+        # An affinity is symmetric: seen from the neighbour, it is the same number at a shifted place.
+        weight, offset = pair
+        return _window(jnp.pad(weight, pads), reach - offset[0], reach - offset[1], size)
 
-    # An affinity is symmetric: seen from the neighbour, it is the same number at a shifted place.
-    both = [(alike[p], dy, dx) for p, (dy, dx) in enumerate(offsets)]
-    both += [(shifted(alike[p], -dy, -dx), -dy, -dx) for p, (dy, dx) in enumerate(offsets)]
-    total = 1 + sum(weight for weight, _, _ in both)  # the cell itself counts 1
-    shares = [(weight / total, dy, dx) for weight, dy, dx in both]
+    weights = jnp.concatenate([alike, jax.lax.map(backward, (alike, offsets))])
+    weights /= 1 + weights.sum(0, keepdims=True)  # the cell itself counts 1
+    corners = reach + jnp.concatenate([offsets, -offsets])
 
     def step(_, flat: Float[Array, "b k h w"]) -> Float[Array, "b k h w"]:
         framed = jnp.pad(flat, ((0, 0), *pads))
-        change = jnp.zeros_like(flat)
-        for share, dy, dx in shares:
-            there = framed[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
-            change += share[:, None] * (there - flat)
+
+        def add(change: Float[Array, "b k h w"], neighbour):
+            weight, corner = neighbour
+            there = jax.lax.dynamic_slice(framed, (0, 0, corner[0], corner[1]), flat.shape)
+            return change + weight[:, None] * (there - flat), None
+
+        change, _ = jax.lax.scan(add, jnp.zeros_like(flat), (weights, corners))
         return flat + change
 
     flat = (maps * (1 - bounds)[..., None]).transpose(0, 3, 1, 2)

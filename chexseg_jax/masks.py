@@ -46,7 +46,9 @@ def decode_counts(counts: str) -> Int64[np.ndarray, "r"]:
         raise MaskError("a run length takes more than 35 bits")
     shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & 31) << shifts, starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << 5 * lengths, 0)  # sign bit of the last group
+    values -= np.where(
+        codes[ends] & 16, np.int64(1) << 5 * lengths, 0
+    )  # sign bit of the last group
     # From the fourth number on, COCO stores the difference to the number two before it.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
@@ -159,7 +161,9 @@ def pack_rles(rles: Mapping[str, Mapping[str, Any]]) -> UInt16[np.ndarray, "h w"
         if bits is None:
             bits = np.zeros(mask.shape, np.uint16)
         if mask.shape != bits.shape:
-            raise MaskError(f"{name}: size {mask.shape} differs from the {bits.shape} of its neighbours")
+            raise MaskError(
+                f"{name}: size {mask.shape} differs from the {bits.shape} of its neighbours"
+            )
         bits |= mask.astype(np.uint16) << np.uint16(PATHOLOGIES.index(pathology))
     if bits is None:
         raise MaskError("no masks")
