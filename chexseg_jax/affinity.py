@@ -122,7 +122,7 @@ def pair_losses(
     labels: Int[Array, "b h w k"],
     radius: int,
 ) -> dict[str, Float[Array, "k"]]:
-    """Returns IRNet's five loss terms and three pair counts for each pathology (its eq. 4-8).
+    """Returns IRNet's loss for each pathology, its five terms and three pair counts (its eq. 4-8).
 
     Labels are 1 disease, 0 background, anything else unsure; a pair counts if both its ends are sure.
     A scan over the neighbours adds up the terms: neither pair labels nor affinities are ever stored
@@ -166,7 +166,7 @@ def pair_losses(
     zeros = jnp.zeros((8, labels.shape[-1]), jnp.float32)
     sums, _ = jax.lax.scan(jax.checkpoint(one), zeros, jnp.asarray(_path_table(radius)))
     ground_pairs, disease_pairs, differ_pairs = sums[5:]
-    return {
+    terms = {
         "background": sums[0] / (ground_pairs + 1e-5),
         "disease": sums[1] / (disease_pairs + 1e-5),
         "boundary": sums[2] / (differ_pairs + 1e-5),
@@ -176,3 +176,6 @@ def pair_losses(
         "disease_pairs": disease_pairs,
         "boundary_pairs": differ_pairs,
     }
+    alike = (terms["background"] + terms["disease"]) / 2 + terms["boundary"]
+    moved = terms["disease_displacement"] + terms["background_displacement"]
+    return {**terms, "total": (alike + moved) / 2}

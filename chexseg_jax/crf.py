@@ -100,7 +100,7 @@ def refine(
 
         return jax.nn.sigmoid(jax.lax.fori_loop(0, config.iterations, step, unary))
 
-    return jax.lax.map(one, (labels, images))
+    return jax.vmap(one)((labels, images))
 
 
 def seeds_from_cams(

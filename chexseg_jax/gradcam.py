@@ -40,3 +40,9 @@ def normalise_cams(cams: Float[Array, "b fh fw k"]) -> Float[Array, "b fh fw k"]
     """Returns maps divided by their maximum; a map that is zero everywhere stays zero."""
     peaks = cams.max((1, 2), keepdims=True)
     return cams / jnp.where(peaks > 0, peaks, 1)
+
+
+def enlarge(cams: Float[Array, "b fh fw k"], size: int) -> Float[Array, "b size size k"]:
+    """Returns maps divided by their maximum and enlarged bilinearly to a square of `size` cells."""
+    shape = (cams.shape[0], size, size, cams.shape[-1])
+    return jax.image.resize(normalise_cams(cams.astype(jnp.float32)), shape, "linear")

@@ -40,18 +40,18 @@ def policies_of(choice: Policy | Literal["per-finding"]) -> tuple[Policy, ...]:
 
 
 def classification_loss(
-    scores: Float[Array, "b n 3"],
+    outputs: Float[Array, "b m"],
     labels: Int[Array, "b n"],
     policies: tuple[Policy, ...],
     beliefs: Float[Array, "b n"] | None = None,
 ) -> Float[Array, ""]:
     """Returns the mean cross entropy of the labels that count.
 
-    Scores are (uncertain, negative, positive). Only the `3-class` policy looks at the first; the
-    others compare the last two, so that one head serves any mixture of policies.
+    With a head of three scores an observation, (uncertain, negative, positive), the `3-class` policy
+    compares all three and the others the last two, so that one head serves any mixture of policies.
 
     Args:
-        scores: the head's outputs.
+        outputs: the head's, one an observation, or three.
         labels: 1, 0, -1 uncertain, -2 blank.
         policies: one for each of the n observations.
         beliefs: probabilities that stand in for uncertain labels where the policy is `self-trained`;
@@ -65,15 +65,21 @@ def classification_loss(
         stand_in = jnp.where(chosen == "self-trained", beliefs, stand_in)
     ignored = (chosen == "ignore") | ((chosen == "self-trained") & (beliefs is None))
     targets = jnp.where(uncertain, stand_in, labels.astype(jnp.float32))
-    binary = optax.sigmoid_binary_cross_entropy(finding_logits(scores), targets)
-    ternary = optax.softmax_cross_entropy_with_integer_labels(scores, labels + 1)
-    losses = jnp.where(chosen == "3-class", ternary, binary)
+    outputs = outputs.astype(jnp.float32)
+    losses = optax.sigmoid_binary_cross_entropy(finding_logits(outputs, labels.shape[1]), targets)
+    if outputs.shape[1] != labels.shape[1]:
+        scores = outputs.reshape(*labels.shape, 3)
+        ternary = optax.softmax_cross_entropy_with_integer_labels(scores, labels + 1)
+        losses = jnp.where(chosen == "3-class", ternary, losses)
     counted = (~(uncertain & ignored)).astype(jnp.float32)
     return (losses * counted).sum() / jnp.maximum(counted.sum(), 1)
 
 
-def finding_logits(scores: Float[Array, "b n 3"]) -> Float[Array, "b n"]:
+def finding_logits(outputs: Float[Array, "b m"], observations: int) -> Float[Array, "b n"]:
     """Returns the log odds of positive against negative, whatever the uncertain score says."""
+    if outputs.shape[1] == observations:
+        return outputs
+    scores = outputs.reshape(outputs.shape[0], observations, 3)
     return scores[..., 2] - scores[..., 1]
 
 

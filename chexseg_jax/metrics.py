@@ -48,13 +48,6 @@ class Counts:
         """Returns the counts of some images."""
         return Counts(self.intersections[images], self.predictions[images], self.truths[images])
 
-    def at(self, thresholds: Float[np.ndarray, "k"]) -> "Counts":
-        """Returns the counts at one threshold for each pathology, leaving an axis of length one."""
-        rows = np.searchsorted(THRESHOLDS, thresholds - 1e-9)[None]
-        rows = np.broadcast_to(rows, (*self.truths.shape[:-1], 1, rows.shape[-1]))
-        chosen = [np.take_along_axis(c, rows, -2) for c in (self.intersections, self.predictions)]
-        return Counts(*chosen, self.truths)
-
     def iou(self) -> Float[np.ndarray, "*n t k"]:
         """Returns intersection over union; NaN where the union is empty."""
         unions = self.predictions + self.truths[..., None, :] - self.intersections
@@ -75,6 +68,12 @@ def count(bins: UInt8[np.ndarray, "h w k"], masks: Num[np.ndarray, "h w k"]) -> 
     # At threshold t, the pixels in the bins above t are on.
     above = table[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]
     return Counts(above[:, 1].T, above.sum(1).T, table[:, 1].sum(-1))
+
+
+def overlap(masks: Bool[np.ndarray, "h w k"], truths: Num[np.ndarray, "h w k"]) -> Counts:
+    """Returns one image's counts of masks that need no threshold, on an axis of length one."""
+    drawn = truths != 0
+    return Counts((masks & drawn).sum((0, 1))[None], masks.sum((0, 1))[None], drawn.sum((0, 1)))
 
 
 def ratio(parts: Int[np.ndarray, "*s"], wholes: Int[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
@@ -117,7 +116,7 @@ def hits(
 
 def auroc(scores: Float[np.ndarray, "n"], positives: Bool[np.ndarray, "n"]) -> float:
     """Returns the area under the ROC curve, ties counting half; NaN without both classes."""
-    ordered, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _ordered, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     n, m = int(positives.sum()), int((~positives).sum())
     if n == 0 or m == 0:
@@ -143,7 +142,7 @@ def resample(
 
     The draws are CheXlocalize's: NumPy's legacy generator, `choice(n, n)` a replicate.
     """
-    generator = np.random.RandomState(seed)  # noqa: NPY002
+    generator = np.random.RandomState(seed)
     n = len(values)
     return np.stack([statistic(values[generator.choice(n, n)]) for _ in range(replicates)])
 
@@ -172,7 +171,7 @@ def per_image_intervals(values: Float[np.ndarray, "n k"]) -> list[Interval]:
 def pooled_intervals(counts: Counts) -> tuple[list[Interval], Interval]:
     """Returns the pooled IoU of each pathology, and their mean, with intervals over images.
 
-    Counts are those of many images at one threshold each (`Counts.at`). Here `mean` is the pooled
+    Counts are those of many images, as `overlap` gives them. Here `mean` is the pooled
     value itself, not the replicates' mean. `n` is the number of images where the pathology is drawn.
     """
 

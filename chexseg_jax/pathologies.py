@@ -6,6 +6,9 @@ before `Lung Lesion`, so columns must be selected by name, never by position.
 
 from typing import Final
 
+import numpy as np
+from jaxtyping import Int
+
 OBSERVATIONS: Final = (
     "No Finding",
     "Enlarged Cardiomediastinum",
@@ -70,3 +73,21 @@ BLANK: Final = -2
 def canonical(name: str) -> str:
     """Returns our name of an observation, whichever spelling a file uses."""
     return ALIASES.get(name, name)
+
+
+def pathology_labels(labels: Int[np.ndarray, "*b 14"]) -> Int[np.ndarray, "*b 10"]:
+    """Returns the labels of the ten pathologies among those of the fourteen observations.
+
+    Cardiomegaly implies an enlarged cardiomediastinum, as in the experts' masks, whose outline of the
+    mediastinum contains the heart's; CheXpert's labels leave it blank there. A blank counts as negative.
+    """
+    chosen = labels[..., list(OBSERVATION_OF_PATHOLOGY)]
+    chosen = np.where(chosen == BLANK, NEGATIVE, chosen)
+    enlarged, heart = (
+        PATHOLOGIES.index("Enlarged Cardiomediastinum"),
+        PATHOLOGIES.index("Cardiomegaly"),
+    )
+    chosen[..., enlarged] = np.where(
+        chosen[..., heart] == POSITIVE, POSITIVE, chosen[..., enlarged]
+    )
+    return chosen

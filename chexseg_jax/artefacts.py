@@ -1,0 +1,165 @@
+"""Stage folders: a fingerprint in the name, shards written whole, the manifest last.
+
+A folder `<workdir>/<stage>-<fingerprint>` whose manifest exists is finished and is used as it is. A
+shard that exists is whole. So a run that was stopped anywhere goes on by doing what is missing.
+"""
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import jax
+import jax.experimental.multihost_utils
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+SHARD = 256
+"""Examples in a shard."""
+
+
+def digest(content: Any) -> str:
+    """Returns a short SHA-256 of anything that JSON can say."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a path to write to; what is there becomes `path` at the end, at once or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole; not-a-number becomes null, which JSON can say."""
+    with whole(path) as aside:
+        aside.write_text(json.dumps(_plain(content), indent=1) + "\n")
+
+
+def _plain(content: Any) -> Any:
+    """Returns content with NaN as None and NumPy scalars as Python's."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    if isinstance(content, np.generic):
+        content = content.item()
+    return None if isinstance(content, float) and content != content else content
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One stage's folder, finished or not."""
+
+    path: Path
+    stage: str
+    fingerprint: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest, which is written last, is there."""
+        return (self.path / "manifest.json").exists()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What `finish` wrote."""
+        return json.loads((self.path / "manifest.json").read_text())
+
+    def finish(self, **results: Any) -> None:
+        """Writes the manifest, once every process is done; the folder is finished from here on."""
+        jax.experimental.multihost_utils.sync_global_devices(f"finish {self.path.name}")
+        if jax.process_index() == 0:
+            manifest = {
+                "stage": self.stage,
+                "fingerprint": self.fingerprint,
+                "settings": self.settings,
+                "inputs": self.inputs,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                **results,
+            }
+            write_json(self.path / "manifest.json", manifest)
+        jax.experimental.multihost_utils.sync_global_devices(f"finished {self.path.name}")
+
+
+def open_folder(
+    workdir: Path, stage: str, version: int, settings: Any, inputs: Mapping[str, str]
+) -> Folder:
+    """Returns the folder of a stage with these settings on these inputs, made if need be.
+
+    Args:
+        workdir: where all stages' folders are.
+        stage: the stage's name.
+        version: raised by the stage's author when the same settings give another result.
+        settings: a dataclass or a mapping; all that the result depends on beside the inputs.
+        inputs: fingerprints of what the stage reads, by name.
+    """
+    plain = dict(settings) if isinstance(settings, Mapping) else asdict(settings)
+    fingerprint = digest([stage, version, plain, dict(inputs)])
+    folder = Folder(
+        (workdir / f"{stage}-{fingerprint}").absolute(), stage, fingerprint, plain, dict(inputs)
+    )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def shards(examples: int) -> list[range]:
+    """Returns the examples of every shard."""
+    return [range(start, min(start + SHARD, examples)) for start in range(0, examples, SHARD)]
+
+
+def shard_path(folder: Path, name: str, index: int, count: int, suffix: str) -> Path:
+    """Returns a shard's path, such as `cams-00000-of-00032.npz`."""
+    return folder / f"{name}-{index:05d}-of-{count:05d}.{suffix}"
+
+
+def my_shards(folder: Path, name: str, examples: int, suffix: str) -> list[tuple[Path, range]]:
+    """Returns this process's shards that are not there yet."""
+    parts = shards(examples)
+    mine = range(jax.process_index(), len(parts), jax.process_count())
+    paths = [(shard_path(folder, name, i, len(parts), suffix), parts[i]) for i in mine]
+    return [(path, part) for path, part in paths if not path.exists()]
+
+
+def write_records(path: Path, examples: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Writes examples, a few named arrays each, to one ArrayRecord file, whole."""
+    with whole(path) as aside:
+        writer = ArrayRecordWriter(str(aside), "group_size:1")
+        for example in examples:
+            buffer = io.BytesIO()
+            np.savez(buffer, **example)
+            writer.write(buffer.getvalue())
+        writer.close()
+
+
+class Records:
+    """The examples of all shards of one name in a stage's folder, by index."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        """Opens the shards; the folder must be finished."""
+        paths = sorted(folder.path.glob(f"{name}-*.arrayrecord"))
+        self._source = ArrayRecordDataSource([str(path) for path in paths])
+        self.fingerprint = folder.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex, /) -> dict[str, np.ndarray]:
+        """Returns one example's arrays."""
+        with np.load(io.BytesIO(self._source[int(index)]), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}

@@ -1,0 +1,114 @@
+"""Checkpoints: the only module that knows Orbax.
+
+Parameters, statistics and optimiser are separate items, so that inference restores only what it needs.
+Two steps are kept: the newest, to go on from, and the best, to use.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Sharding
+from orbax.checkpoint import checkpoint_managers as managers
+
+ITEMS = ("parameters", "statistics", "optimiser")
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
+
+
+class Checkpoints:
+    """The checkpoints of one training, in one folder."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        """Opens the folder; with `read_only` nothing is made or deleted."""
+        policy = managers.AnyPreservationPolicy(
+            [managers.LatestN(1), managers.BestN(get_metric_fn=_score, n=1)]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=_score,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Returns the newest step, None if there is none."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Returns the step of the highest score; of equal ones the latest."""
+        return self._manager.best_step()
+
+    def best_score(self) -> dict[str, float]:
+        """Returns the best step and its score."""
+        step = self._manager.best_step()
+        if step is None:
+            raise FileNotFoundError(f"{self._manager.directory} holds no checkpoint")
+        return {"best_step": float(step), "score": float(self._manager.metrics(step)["score"])}
+
+    def save(self, step: int, items: dict[str, Any], score: float) -> None:
+        """Saves one step with its score, in the background."""
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**saved), metrics={"score": score})
+
+    def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        """Returns the named items of a step, each onto its abstract tree and that tree's shardings."""
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**wanted)))
+
+
+def abstract(tree: Any, sharding: Sharding) -> Any:
+    """Returns the shapes and types of a tree, to be restored with one sharding."""
+
+    def leaf(value: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, tree)
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+    """Returns a model as its structure, its parameters and its statistics, as nested dictionaries."""
+    structure, parameters, statistics = nnx.split(model, nnx.Param, ...)
+    return structure, nnx.to_pure_dict(parameters), nnx.to_pure_dict(statistics)
+
+
+def fill(model: nnx.Module, parameters: dict[str, Any], statistics: dict[str, Any]) -> nnx.Module:
+    """Returns a model, which may be abstract, with what `split` gave of another."""
+    structure, old_parameters, old_statistics = nnx.split(model, nnx.Param, ...)
+    nnx.replace_by_pure_dict(old_parameters, parameters)
+    nnx.replace_by_pure_dict(old_statistics, statistics)
+    return nnx.merge(structure, old_parameters, old_statistics)
+
+
+def restore_model(folder: Path, model: nnx.Module, sharding: Sharding) -> nnx.Module:
+    """Returns an (abstract) model with the best parameters and statistics of a stage's folder.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    _, parameters, statistics = split(model)
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        step = checkpoints.best()
+        if step is None:
+            raise FileNotFoundError(f"{folder} holds no checkpoint; run its stage again")
+        targets = {"parameters": parameters, "statistics": statistics}
+        found = checkpoints.restore(step, abstract(targets, sharding))
+    return fill(model, found["parameters"], found["statistics"])

@@ -1,0 +1,163 @@
+"""DenseNet with features, classify and an output stride (Huang et al. 2017).
+
+Two steps differ from the usual implementation and give the same numbers for less: the batch moments
+of a channel are computed once and shared by all layers that read it, and a transition averages before
+its 1 x 1 convolution, not after. At output stride 16 the last block is à trous, which no peer offers:
+every second cell of its map is exactly the map at stride 32.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from chexseg_jax.models.backbone import Stages
+from chexseg_jax.models.initialisers import he_normal_in
+from chexseg_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Linear,
+    Moments,
+    join,
+    max_pool,
+    moments_of,
+)
+
+
+class DenseLayer(nnx.Module):
+    """A bottleneck of a 1 x 1 and a 3 x 3 convolution that adds `growth` channels."""
+
+    def __init__(
+        self,
+        inputs: int,
+        growth: int,
+        bottleneck: int,
+        dilation: int,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        middle = bottleneck * growth
+        self.norm1 = BatchNorm(inputs, dtype=dtype)
+        self.conv1 = Conv(inputs, middle, 1, init=he_normal_in, dtype=dtype, rngs=rngs)
+        self.norm2 = BatchNorm(middle, dtype=dtype)
+        self.conv2 = Conv(
+            middle, growth, 3, dilation=dilation, init=he_normal_in, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self, maps: Float[Array, "b h w c"], moments: Moments | None, *, train: bool
+    ) -> Float[Array, "b h w g"]:
+        """Returns the new channels."""
+        narrow = self.conv1(jax.nn.relu(self.norm1(maps, train=train, moments=moments)))
+        return self.conv2(jax.nn.relu(self.norm2(narrow, train=train)))
+
+
+class Transition(nnx.Module):
+    """Halves the channels, and the grid unless it is `wide`."""
+
+    def __init__(self, inputs: int, *, wide: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.wide = wide
+        self.norm = BatchNorm(inputs, dtype=dtype)
+        self.conv = Conv(inputs, inputs // 2, 1, init=he_normal_in, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, maps: Float[Array, "b h w c"], moments: Moments | None, *, train: bool
+    ) -> Float[Array, "b oh ow half"]:
+        """Returns the next block's input."""
+        active = jax.nn.relu(self.norm(maps, train=train, moments=moments))
+        return self.conv(average_pool(active, 1 if self.wide else 2))
+
+
+class DenseNet(nnx.Module):
+    """DenseNet; the default sizes are DenseNet-121's. A `Backbone`."""
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        blocks: tuple[int, int, int, int] = (6, 12, 24, 16),
+        growth: int = 32,
+        stem: int = 64,
+        bottleneck: int = 4,
+        output_stride: Literal[16, 32] = 32,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        wide = output_stride == 16
+        self.stem = Conv(3, stem, 7, stride=2, init=he_normal_in, dtype=dtype, rngs=rngs)
+        self.stem_norm = BatchNorm(stem, dtype=dtype)
+        self.blocks: nnx.List[nnx.List[DenseLayer]] = nnx.List([])
+        self.transitions: nnx.List[Transition] = nnx.List([])
+        widths = [stem]
+        width = stem
+        for index, layers in enumerate(blocks):
+            if index > 0:
+                self.transitions.append(
+                    Transition(width, wide=wide and index == 3, dtype=dtype, rngs=rngs)
+                )
+                width //= 2
+            dilation = 2 if wide and index == 3 else 1
+            block = [
+                DenseLayer(width + i * growth, growth, bottleneck, dilation, dtype=dtype, rngs=rngs)
+                for i in range(layers)
+            ]
+            self.blocks.append(nnx.List(block))
+            width += layers * growth
+            widths.append(width)
+        self.norm = BatchNorm(width, dtype=dtype)
+        self.head = Linear(width, outputs, bias=False, rngs=rngs)
+        self.channels = (widths[0], widths[1], widths[2], widths[3], widths[4])
+
+    def stages(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Stages:
+        """Returns the pooled stem, the outputs of three blocks, and the features."""
+        maps = max_pool(jax.nn.relu(self.stem_norm(self.stem(images), train=train)))
+        stages = [maps]
+        for index, block in enumerate(self.blocks):
+            moments = moments_of(maps) if train else None
+            for layer in block:
+                fresh = layer(maps, moments, train=train)
+                maps = jnp.concatenate([maps, fresh], -1)
+                moments = join(moments, moments_of(fresh)) if moments else None
+            if index < len(self.transitions):
+                stages.append(maps)
+                maps = self.transitions[index](maps, moments, train=train)
+        stages.append(self.norm(maps, train=train, moments=moments))
+        return stages[0], stages[1], stages[2], stages[3], stages[4]
+
+    def features(
+        self, images: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b fh fw c"]:
+        """Returns the last norm's output, before its ReLU (torchvision's `norm5`)."""
+        return self.stages(images, train=train)[-1]
+
+    def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
+        """Returns logits: ReLU, mean over the cells, linear map."""
+        return self.head(jax.nn.relu(features.astype(jnp.float32)).mean((1, 2)))
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b n"]:
+        """Returns the logits of images."""
+        return self.classify(self.features(images, train=train))
+
+
+def average_pool(maps: Float[Array, "b h w c"], stride: int) -> Float[Array, "b oh ow c"]:
+    """Returns the means of 2 x 2 windows, every cell or every second.
+
+    At stride 1 the last row and column repeat, so that the grid is kept and its even cells are those
+    of stride 2.
+    """
+    if stride == 1:
+        maps = jnp.pad(maps, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+    height, width = maps.shape[1:3]
+    rows, columns = (range(0, n - 1, stride) for n in (height, width))
+    windows = [
+        maps[:, i : rows[-1] + i + 1 : stride, j : columns[-1] + j + 1 : stride]
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    return sum(windows[1:], windows[0]) / 4

@@ -1,0 +1,172 @@
+"""ResNet with the same methods as DenseNet (He et al. 2016; torchvision's ResNet-18 and ResNet-50)."""
+
+from typing import Literal, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from chexseg_jax.models.backbone import Stages
+from chexseg_jax.models.initialisers import he_normal_out
+from chexseg_jax.models.layers import BatchNorm, Conv, Linear, max_pool
+
+
+class Block(nnx.Module):
+    """A residual block: two 3 x 3 convolutions, or a 3 x 3 between two of 1 x 1."""
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        bottleneck: bool,
+        stride: int,
+        dilation: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        outputs = 4 * width if bottleneck else width
+        # Kernel sizes, output channels and strides; torchvision strides at the first 3 x 3.
+        plan = (
+            ((1, width, 1), (3, width, stride), (1, outputs, 1))
+            if bottleneck
+            else ((3, width, stride), (3, width, 1))
+        )
+        self.convs: nnx.List[Conv] = nnx.List([])
+        self.norms: nnx.List[BatchNorm] = nnx.List([])
+        channels = inputs
+        for size, wanted, step in plan:
+            self.convs.append(
+                Conv(
+                    channels,
+                    wanted,
+                    size,
+                    stride=step,
+                    dilation=dilation,
+                    init=he_normal_out,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            )
+            self.norms.append(BatchNorm(wanted, dtype=dtype))
+            channels = wanted
+        changed = stride != 1 or inputs != outputs
+        self.shortcut = (
+            Conv(inputs, outputs, 1, stride=stride, init=he_normal_out, dtype=dtype, rngs=rngs)
+            if changed
+            else None
+        )
+        self.shortcut_norm = BatchNorm(outputs, dtype=dtype) if changed else None
+
+    def __call__(self, maps: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b oh ow o"]:
+        """Returns the block's output."""
+        residual = maps
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            residual = norm(conv(residual if index == 0 else jax.nn.relu(residual)), train=train)
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            maps = self.shortcut_norm(self.shortcut(maps), train=train)
+        return jax.nn.relu(residual + maps)
+
+
+class ResNet(nnx.Module):
+    """ResNet; the default sizes are ResNet-18's. A `Backbone`."""
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        blocks: tuple[int, int, int, int] = (2, 2, 2, 2),
+        bottleneck: bool = False,
+        width: int = 64,
+        output_stride: Literal[16, 32] = 32,
+        dilated: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Draws a ResNet.
+
+        Args:
+            outputs: how many logits.
+            blocks: how many blocks in each of four layers.
+            bottleneck: whether blocks are bottlenecks, as from ResNet-50 on.
+            width: channels of the stem.
+            output_stride: at 16 the last layer keeps its grid.
+            dilated: whether the last layer then dilates all its 3 x 3 convolutions by two, as
+                DeepLabV3+ has it, or not, as IRNet.
+            dtype: in which to compute.
+            rngs: `params` draws the weights.
+        """
+        wide = output_stride == 16
+        self.stem = Conv(3, width, 7, stride=2, init=he_normal_out, dtype=dtype, rngs=rngs)
+        self.stem_norm = BatchNorm(width, dtype=dtype)
+        self.layers: nnx.List[nnx.List[Block]] = nnx.List([])
+        expansion = 4 if bottleneck else 1
+        channels = width
+        for index, count in enumerate(blocks):
+            kept = index == 0 or (wide and index == 3)
+            layer: nnx.List[Block] = nnx.List([])
+            for position in range(count):
+                block = Block(
+                    channels,
+                    width << index,
+                    bottleneck=bottleneck,
+                    stride=1 if kept or position > 0 else 2,
+                    dilation=2 if wide and dilated and index == 3 else 1,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                layer.append(block)
+                channels = expansion * (width << index)
+            self.layers.append(layer)
+        self.head = Linear(channels, outputs, rngs=rngs)
+        first = expansion * width
+        self.channels = (width, first, 2 * first, 4 * first, 8 * first)
+
+    @classmethod
+    def resnet50(
+        cls,
+        outputs: int,
+        *,
+        output_stride: Literal[16, 32] = 32,
+        dilated: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> Self:
+        """Returns a ResNet-50."""
+        return cls(
+            outputs,
+            blocks=(3, 4, 6, 3),
+            bottleneck=True,
+            output_stride=output_stride,
+            dilated=dilated,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def stages(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Stages:
+        """Returns the pooled stem and the outputs of four layers."""
+        maps = max_pool(jax.nn.relu(self.stem_norm(self.stem(images), train=train)))
+        stages = [maps]
+        for layer in self.layers:
+            for block in layer:
+                maps = block(maps, train=train)
+            stages.append(maps)
+        return stages[0], stages[1], stages[2], stages[3], stages[4]
+
+    def features(
+        self, images: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b fh fw c"]:
+        """Returns the last layer's output."""
+        return self.stages(images, train=train)[-1]
+
+    def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
+        """Returns logits: mean over the cells, linear map."""
+        return self.head(features.astype(jnp.float32).mean((1, 2)))
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b n"]:
+        """Returns the logits of images."""
+        return self.classify(self.features(images, train=train))

@@ -1,0 +1,78 @@
+"""Which backbone: a description that a stage's settings hold, and the network it describes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import jax
+from flax import nnx
+from jax.sharding import Sharding
+
+from chexseg_jax.checkpoints import restore_model
+from chexseg_jax.devices import compute_dtype, local_mesh, replicated
+from chexseg_jax.images import CHEXPERT, IMAGENET, XRV, Normalisation
+from chexseg_jax.models.densenet import DenseNet
+from chexseg_jax.models.resnet import ResNet
+
+Pixels = Literal["imagenet", "chexpert", "xrv"]
+"""Whose normalisation a network's weights were trained with."""
+
+NORMALISATIONS: Final[dict[Pixels, Normalisation]] = {
+    "imagenet": IMAGENET,
+    "chexpert": CHEXPERT,
+    "xrv": XRV,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A DenseNet or a ResNet; the default is DenseNet-121."""
+
+    kind: Literal["densenet", "resnet"] = "densenet"
+    blocks: tuple[int, int, int, int] = (6, 12, 24, 16)  # layers in each block
+    growth: int = 32  # channels a layer adds (DenseNet)
+    width: int = 64  # channels of the stem
+    bottleneck: bool = False  # three convolutions a block instead of two (ResNet)
+
+
+DENSENET121: Final = Network()
+RESNET18: Final = Network("resnet", (2, 2, 2, 2))
+RESNET50: Final = Network("resnet", (3, 4, 6, 3), bottleneck=True)
+
+
+def build(
+    network: Network, outputs: int, key: jax.Array, *, output_stride: int = 32
+) -> DenseNet | ResNet:
+    """Returns the network with fresh weights."""
+    rngs, dtype = nnx.Rngs(key), compute_dtype()
+    if network.kind == "densenet":
+        return DenseNet(
+            outputs,
+            blocks=network.blocks,
+            growth=network.growth,
+            stem=network.width,
+            output_stride=output_stride,
+            dtype=dtype,
+            rngs=rngs,
+        )
+    return ResNet(
+        outputs,
+        blocks=network.blocks,
+        bottleneck=network.bottleneck,
+        width=network.width,
+        output_stride=output_stride,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def restore(
+    folder: Path, construct: Callable[[], nnx.Module], sharding: Sharding | None = None
+) -> nnx.Module:
+    """Returns the best checkpoint of a stage's folder in the network that `construct` makes.
+
+    Nothing is initialised: only shapes are worked out before the weights are read.
+    """
+    where = sharding or replicated(local_mesh())
+    return restore_model(folder, nnx.eval_shape(construct), where)

@@ -1,0 +1,117 @@
+"""Seeds and images to IRNet: where does one class end and the next begin?
+
+The release adds up the ten pathologies' losses cumulatively, so that the first counts ten times; keeps
+the learning rate constant; and pads labels with background. Here the loss is the mean over the findings
+present, the rate decays polynomially, and what lies beyond the frame is unsure. The frozen backbone is
+our classifier, not an ImageNet ResNet-50.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from chexseg_jax.affinity import pair_losses
+from chexseg_jax.artefacts import Folder, Records
+from chexseg_jax.data import Example, Mapped, Source, endless
+from chexseg_jax.devices import compute_dtype
+from chexseg_jax.images import Normalisation, letterbox
+from chexseg_jax.models.irnet import IRNet
+from chexseg_jax.networks import restore
+from chexseg_jax.training import fit, poly
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RelateConfig:
+    """IRNet's training; the defaults are the paper's (App. B) and, where it is silent, IRNet's."""
+
+    radius: int = 10  # cells of stride 4 within which pairs are compared
+    learning_rate: float = 0.1  # of the boundary branch; the displacement branch takes ten times it
+    momentum: float = 0.0
+    weight_decay: float = 1e-4
+    batch_size: int = 16
+    epochs: float = 3
+    every: int = 1000  # steps between checkpoints
+    augment: float = 0.5
+
+
+def load_irnet(folder: Path, backbone: Any) -> IRNet:
+    """Returns the IRNet that a run of this stage left in a folder; `backbone` makes its backbone."""
+    return restore(folder, partial(_construct, backbone))
+
+
+def _construct(backbone: Any, seed: int = 0) -> IRNet:
+    return IRNet(backbone(), rngs=nnx.Rngs(seed), dtype=compute_dtype())
+
+
+def run(
+    config: RelateConfig,
+    *,
+    backbone: Any,
+    normalise: Normalisation,
+    seeds: Records,
+    images: Source,
+    size: int,
+    seed: int,
+    folder: Folder,
+) -> None:
+    """Trains IRNet's heads on a frozen backbone; the last step is kept."""
+
+    def example(_: int, record: Example) -> Example:
+        shown = letterbox(images[int(record["index"])]["image"], size)
+        return {"images": shown, "seeds": record["seeds"]}
+
+    def objective(model: Any, batch: Any, key: Any, context: Any) -> Any:
+        edges, displacements = model(normalise(batch["images"]), train=True)
+        labels = batch["seeds"].astype(jnp.int32)
+        here = (labels == 1).any((1, 2), keepdims=True)
+        terms = pair_losses(
+            edges.astype(jnp.float32),
+            displacements.astype(jnp.float32),
+            jnp.where(here, labels, -1),
+            config.radius,
+        )
+        present = (terms["disease_pairs"] > 0).astype(jnp.float32)
+        loss = (terms["total"] * present).sum() / jnp.maximum(present.sum(), 1)
+        names = ("background", "disease", "boundary")
+        shares = {n: (terms[n] * present).sum() / jnp.maximum(present.sum(), 1) for n in names}
+        return loss, shares
+
+    model = IRNet(backbone, rngs=nnx.Rngs(seed), dtype=compute_dtype())
+    steps = max(1, round(config.epochs * len(seeds) / config.batch_size))
+
+    def descend(rate: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(poly(rate, steps), momentum=config.momentum or None),
+        )
+
+    def branch(heads: Any) -> Any:
+        paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), heads)
+        return jax.tree.map(lambda path: "boundary" if "edge" in path else "displacement", paths)
+
+    rate = config.learning_rate
+    optimiser = optax.partition(
+        {"boundary": descend(rate), "displacement": descend(10 * rate)}, branch
+    )
+    best = fit(
+        model,
+        endless(Mapped(seeds, example), seed, strength=config.augment),
+        objective,
+        optimiser,
+        folder=folder.path,
+        name=folder.stage,
+        batch_size=config.batch_size,
+        steps=steps,
+        every=config.every,
+        key=jax.random.key(seed),
+        trained=nnx.All(nnx.Param, nnx.PathContains("heads")),
+    )
+    folder.finish(**best, images=len(seeds))

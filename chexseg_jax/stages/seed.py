@@ -1,0 +1,77 @@
+"""Class activation maps and images to seeds, IRNet's training labels.
+
+Only findings whose label is positive are seeded, and only images with one are kept. The release seeds
+all ten everywhere, so that a map's loudest noise becomes disease.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from tqdm import tqdm
+
+from chexseg_jax.artefacts import Folder, Records, my_shards, write_records
+from chexseg_jax.crf import CrfConfig, seeds_from_cams
+from chexseg_jax.data import Source, Subset, framed, once
+from chexseg_jax.gradcam import enlarge
+from chexseg_jax.inference import spread
+from chexseg_jax.pathologies import pathology_labels
+
+VERSION = 1
+STRIDE = 4
+"""Pixels between seeds: IRNet's output stride."""
+
+
+@dataclass(frozen=True)
+class SeedConfig:
+    """Thresholds on maps divided by their maximum, and the CRF; the defaults are the paper's (App. B)."""
+
+    disease: float = 0.3
+    background: float = 0.05
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    batch_size: int = 16
+
+
+def _seeds(
+    cams: Float[Array, "b fh fw k"],
+    images: UInt8[Array, "b s s 1"],
+    labels: Int[Array, "b k"],
+    config: SeedConfig,
+) -> Int[Array, "b h w k"]:
+    side = images.shape[1] // STRIDE
+    small = jax.image.resize(images.astype(jnp.float32), (images.shape[0], side, side, 1), "linear")
+    return seeds_from_cams(
+        enlarge(cams, side),
+        small,
+        labels,
+        config.crf,
+        disease=config.disease,
+        background=config.background,
+        stride=STRIDE,
+    )
+
+
+def run(config: SeedConfig, *, cams: Records, images: Source, size: int, folder: Folder) -> None:
+    """Writes `seeds-*.arrayrecord`: the index and the seeds of each image with a positive finding."""
+    make = spread(partial(_seeds, config=config))
+    for path, part in tqdm(
+        my_shards(folder.path, "seeds", len(images), "arrayrecord"), desc="seed", unit=" shards"
+    ):
+        found = [cams[index] for index in part]
+        labels = pathology_labels(np.stack([record["labels"] for record in found]))
+        maps = np.stack([record["cams"] for record in found])
+        chosen = np.flatnonzero(((labels == 1) & (maps.max((1, 2)) > 0)).any(-1))
+        source = framed(Subset(images, chosen + part.start), size)
+        examples: list[dict[str, Any]] = []
+        for batch, count in once(source, config.batch_size):
+            rows = chosen[len(examples) : len(examples) + count]
+            filled = np.resize(rows, config.batch_size)
+            seeds = make(maps[filled], batch["images"], labels[filled])
+            numbers = rows + part.start
+            examples += [dict(index=i, seeds=s) for i, s in zip(numbers, seeds, strict=False)]
+        write_records(path, examples)
+    folder.finish(images=len(images), seeded=len(Records(folder, "seeds")))

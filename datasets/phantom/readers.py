@@ -1,0 +1,72 @@
+"""Readers: polygons drawn around findings, never twice the same."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chexseg_jax.pathologies import PATHOLOGIES
+from datasets.phantom.canvas import Canvas
+from datasets.phantom.curves import Points
+from datasets.phantom.findings import Finding
+from datasets.phantom.labels import CAUSES
+
+Contours = dict[str, list[list[list[float]]]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How steady a hand is and how often a finding escapes it."""
+
+    tremor: float
+    """Displacement of outlines, relative to the root of a finding's area."""
+    misses: float
+    """The share of findings not drawn."""
+
+
+TRUTH = Reader(tremor=0.0, misses=0.0)
+EXPERT = Reader(tremor=0.03, misses=0.0)
+SECOND = Reader(tremor=0.055, misses=0.05)
+
+
+def draw(
+    rng: np.random.Generator, reader: Reader, drawn: Sequence[Finding], canvas: Canvas
+) -> Contours:
+    """Returns what a reader outlines: for each pathology seen, contours of [x, y] pixels."""
+    own: dict[str, list[list[list[float]]]] = {}
+    for finding in drawn:
+        if finding.observation not in PATHOLOGIES or not finding.regions:
+            continue
+        missed = rng.random() < reader.misses
+        outlines = [_outline(rng, reader.tremor, region) for region in finding.regions]
+        if not missed:
+            own[finding.observation] = [
+                np.round(canvas.pixels(outline), 2).tolist() for outline in outlines
+            ]
+    seen: Contours = {}
+    for name in PATHOLOGIES:
+        # As in CheXlocalize, a cause's contours are appended to those of its consequence.
+        contours = [c for part in (name, *CAUSES.get(name, ())) for c in own.get(part, [])]
+        if contours:
+            seen[name] = contours
+    return seen
+
+
+def _outline(rng: np.random.Generator, tremor: float, region: Points) -> Points:
+    """Returns a region's outline with fewer vertices, displaced by a few long waves."""
+    steps = np.hypot(*np.diff(region, axis=0, append=region[:1]).T)
+    _, kept = np.unique(np.floor(np.cumsum(steps) / 0.035), return_index=True)
+    outline = region[kept] if len(kept) > 7 else region
+    x, y = outline.T
+    area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    size = tremor * np.sqrt(area)
+    directions = rng.normal(size=(4, 2))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    waves = directions * rng.uniform(4, 14, (4, 1))
+    amplitudes = rng.normal(size=(4, 2)) * size * 0.6
+    phases = rng.uniform(0, 2 * np.pi, 4)
+    wobble = np.sin(outline @ waves.T + phases[None]) @ amplitudes
+    shift = rng.normal(size=2) * size * 0.6
+    swell = 1 + rng.normal() * tremor
+    centre = outline.mean(0, keepdims=True)
+    return centre + (outline - centre) * swell + wobble + shift[None]

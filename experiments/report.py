@@ -1,0 +1,154 @@
+"""The report: one page of HTML that needs nothing beside itself, and a table for the terminal.
+
+Numbers are those of `report.json`; what is missing or not a number is shown as a dash. The page makes
+no request: images lie in it as data, and its security policy forbids the rest.
+"""
+
+import json
+import mimetypes
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from chexseg_jax.artefacts import whole
+from chexseg_jax.pathologies import PATHOLOGIES
+from experiments.overlays import Example as Example
+from experiments.overlays import data_uri, gallery
+from experiments.report_tables import (
+    DASH,
+    SOURCES,
+    cell,
+    classifier_table,
+    html_table,
+    image_tables,
+    interval,
+    iou_table,
+    number,
+    part,
+    pseudo_table,
+    sources_of,
+    whole_number,
+)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Returns the pooled IoUs as a table for the terminal, at most 100 columns wide."""
+    others = [source for source in sources_of(report, "pooled") if source != "run"]
+
+    def line(name: str, n: str, run: str, rest: Sequence[str]) -> str:
+        return f" {name:<26}  {n:>8}  {run:<20}" + "".join(f"  {cell:>7}" for cell in rest)
+
+    def entries(name: str, n: str, keys: tuple[str, ...], last: tuple[str, ...] = ()) -> str:
+        run = part(report, *keys, "run", *last)
+        rest = [number(part(report, *keys, source, *last).get("iou")) for source in others]
+        return line(name, n, f"{number(run.get('iou'))} {interval(run)}", rest)
+
+    counts = part(report, "n")
+    head = line("Pooled IoU", "n", "This run [95 %]", [SOURCES[source] for source in others])
+    rule = "─" * (len(head) + 1)
+    rows = [
+        entries(name, whole_number(counts.get(name)), ("pooled",), (name,)) for name in PATHOLOGIES
+    ]
+    return "\n".join([rule, head, rule, *rows, rule, entries("Mean", "", ("mean",)), rule])
+
+
+def tiles(report: Mapping[str, Any]) -> str:
+    """Returns the headline: the mean IoU of this run and, smaller, of what it is held to."""
+    return "".join(
+        f'<div class="tile {source}"><dt>{SOURCES[source]}</dt><dd>'
+        f"{number(part(report, 'mean', source).get('iou'))}"
+        f"<small>{interval(part(report, 'mean', source))}</small></dd></div>"
+        for source in sources_of(report, "mean")
+    )
+
+
+def provenance(report: Mapping[str, Any]) -> str:
+    """Returns what made the numbers: stages, data, versions and settings, folded away."""
+    stages = [
+        [
+            escape(str(stage.get("name"))),
+            cell("reused" if stage.get("reused") else f"{stage.get('seconds') or 0:,.1f} s"),
+            f"<td><code>{escape(str(stage.get('folder')))}</code></td>",
+        ]
+        for stage in report.get("stages") or []
+    ]
+    data = [
+        [
+            escape(str(name)),
+            cell(whole_number(entry.get("images"))),
+            f"<td><code>{escape(str(entry.get('fingerprint')))}</code></td>",
+        ]
+        for name, entry in part(report, "data").items()
+    ]
+    versions = [[escape(str(k)), cell(str(v))] for k, v in part(report, "versions").items()]
+    versions.append(["Device", cell(str(report.get("device") or DASH))])
+    settings = json.dumps(report.get("settings") or {}, indent=2, ensure_ascii=False, default=str)
+    folds = {
+        "Stages": html_table("Stages in order", ["Stage", "Time", "Folder"], stages),
+        "Data": html_table("What was read", ["Data", "Images", "Fingerprint"], data),
+        "Versions": html_table("Software and device", ["Name", "Version"], versions),
+        "Settings": f"<pre>{escape(settings)}</pre>",
+    }
+    return "".join(
+        f"<details><summary>{name}</summary>{content}</details>" for name, content in folds.items()
+    )
+
+
+def figure(caption: str, path: Path) -> str:
+    """Returns an image file as HTML that holds it."""
+    kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    return (
+        f'<figure class="plot"><img alt="{escape(caption)}" '
+        f'src="{data_uri(path.read_bytes(), kind)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def subtitle(report: Mapping[str, Any]) -> str:
+    """Returns in a sentence what the run learned from."""
+    pseudo = {"irnet": "pseudo-masks that IRNet made of CAMs", "cam": "CAMs as pseudo-masks"}
+    weak = pseudo.get(report.get("pseudo") or "", "pseudo-masks")
+    rho = report.get("rho")
+    share = {0: f"{weak} alone (ρ = 0)", 1: "expert masks alone (ρ = 1)"}.get(
+        rho, f"expert masks (a share of ρ = {rho}) and {weak}"
+    )
+    return f"Ten pathologies drawn on chest X-rays by a network that learned from {share}."
+
+
+def write_report(
+    path: Path,
+    report: Mapping[str, Any],
+    examples: Sequence[Example],
+    figures: Mapping[str, Path],
+) -> None:
+    """Writes the page, whole.
+
+    Args:
+        path: the page, such as `report.html`.
+        report: what the evaluation found, as in `report.json`.
+        examples: images to show with their masks.
+        figures: image files to show, by caption.
+    """
+    facts = {
+        name: report.get(key)
+        for name, key in (("preset", "preset"), ("ρ", "rho"), ("seed", "seed"), ("", "created"))
+    }
+    page = Template(Path(__file__).with_name("report.html.template").read_text("utf-8")).substitute(
+        title=escape(str(report.get("title") or "CheXseg")),
+        subtitle=escape(subtitle(report)),
+        facts=" · ".join(escape(f"{k} {v}".strip()) for k, v in facts.items() if v is not None),
+        banner="Synthetic chests: numbers say nothing about patients. "
+        if report.get("phantom")
+        else "",
+        tiles=tiles(report),
+        iou=iou_table(report),
+        figures="".join(figure(caption, file) for caption, file in figures.items()),
+        gallery=gallery(examples),
+        images=image_tables(report),
+        classifier=classifier_table(report),
+        pseudo=pseudo_table(report),
+        provenance=provenance(report),
+    )
+    with whole(path) as aside:
+        aside.write_text(page, "utf-8")
