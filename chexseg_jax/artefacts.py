@@ -27,7 +27,7 @@ SHARD = 256
 
 def digest(content: Any) -> str:
     """Returns a short SHA-256 of anything that JSON can say."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=list)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -58,6 +58,8 @@ def _plain(content: Any) -> Any:
         return [_plain(value) for value in content]
     if isinstance(content, np.generic):
         content = content.item()
+    if isinstance(content, Path):
+        return str(content)
     return None if isinstance(content, float) and content != content else content
 
 

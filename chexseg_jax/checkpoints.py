@@ -24,17 +24,16 @@ def _score(metrics: dict[str, float]) -> float:
 class Checkpoints:
     """The checkpoints of one training, in one folder."""
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        """Opens the folder; with `read_only` nothing is made or deleted."""
+    def __init__(self, folder: Path, *, training: bool = True) -> None:
+        """Opens the folder; unless `training` nothing is made or deleted."""
         policy = managers.AnyPreservationPolicy(
             [managers.LatestN(1), managers.BestN(get_metric_fn=_score, n=1)]
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             best_fn=_score,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
+            create=training,
+            cleanup_tmp_directories=training,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
 
@@ -59,6 +58,7 @@ class Checkpoints:
 
     def best_score(self) -> dict[str, float]:
         """Returns the best step and its score."""
+        self._manager.wait_until_finished()
         step = self._manager.best_step()
         if step is None:
             raise FileNotFoundError(f"{self._manager.directory} holds no checkpoint")
@@ -105,7 +105,7 @@ def restore_model(folder: Path, model: nnx.Module, sharding: Sharding) -> nnx.Mo
         FileNotFoundError: there is no checkpoint.
     """
     _, parameters, statistics = split(model)
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(folder / "checkpoints", training=False) as checkpoints:
         step = checkpoints.best()
         if step is None:
             raise FileNotFoundError(f"{folder} holds no checkpoint; run its stage again")

@@ -81,6 +81,14 @@ class Subset:
         return self._source[int(self.indices[int(index)])]
 
 
+def choose(available: int, wanted: int | None, seed: int) -> Sequence[int]:
+    """Returns which of the images take part: all, or as many as wanted, drawn by the seed."""
+    if wanted is None or wanted >= available:
+        return list(range(available))
+    generator = np.random.default_rng((seed, available))
+    return sorted(generator.choice(available, wanted, replace=False).tolist())
+
+
 def framed(source: Source, size: int, *, keep: int = 0) -> Mapped:
     """Returns a source whose images, and masks if it has them, lie in the letterbox."""
 

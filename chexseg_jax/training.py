@@ -77,7 +77,8 @@ def fit(
     over = mesh()
     structure, learned, kept = nnx.split(model, trained, ...)
     state = {"learned": learned, "kept": kept, "optimiser": optimiser.init(learned)}
-    state = jax.device_put(state, replicated(over))
+    # Copies, because a step gives its state's memory away, and the model is the caller's.
+    state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(over)))
     context = jax.device_put(context, replicated(over))
 
     def assemble(state: Any) -> nnx.Module:

@@ -53,8 +53,8 @@ class Layer:
 LAYERS: Final = (
     Layer("expert", "Expert", (0xF0, 0xE4, 0x42), 0, shown=True),
     Layer("reader", "Second reader", (0x2F, 0xC4, 0x9A), 0, (6, 10)),
-    Layer("cam", "CAM", (0xCC, 0x79, 0xA7), 46, (2, 5)),
-    Layer("pseudo", "Pseudo-mask", (0xE6, 0x9F, 0x00), 46, (9, 12)),
+    Layer("cam", "CAM", (0xCC, 0x79, 0xA7), 46, (3, 5)),
+    Layer("pseudo", "Pseudo-mask", (0xE6, 0x9F, 0x00), 46, (9, 12), shown=True),
     Layer("prediction", "Prediction", (0x56, 0xB4, 0xE9), 64, shown=True),
 )
 """From bottom to top. The second reader's bluish green is lightened to stand out from a dark lung."""

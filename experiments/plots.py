@@ -13,6 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from chexseg_jax.artefacts import whole
 from chexseg_jax.pathologies import PATHOLOGIES
@@ -66,7 +67,9 @@ def plot_training(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]])
     """
     columns = min(len(curves), 3) or 1
     lines = math.ceil(len(curves) / columns) or 1
-    figure = Figure(figsize=(3.7 * columns, 2.9 * lines), layout="constrained")
+    # The padding keeps one panel's score from reading as the next one's loss.
+    layout = ConstrainedLayoutEngine(w_pad=0.12)
+    figure = Figure(figsize=(3.8 * columns, 2.9 * lines), layout=layout)
     for place, (name, rows) in enumerate(curves.items(), 1):
         axes = figure.add_subplot(lines, columns, place)
         tidy(axes)
@@ -78,7 +81,8 @@ def plot_training(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]])
         axes.plot(steps, losses, color=COLOURS["run"], linewidth=0.8, alpha=0.3)
         axes.plot(steps, smooth(losses), color=COLOURS["run"], linewidth=1.6)
         steps, scores = column(rows, "score")
-        if scores.size:
+        # A training that nothing evaluates logs its step for a score.
+        if (scores != steps).any():
             right = axes.twinx()
             tidy(right)
             right.spines["right"].set(visible=True, color=QUIET)
@@ -109,13 +113,10 @@ def plot_iou(path: Path, report: Mapping[str, Any]) -> None:
         places = np.arange(len(names)) + (rank - (len(sources) - 1) / 2) * height
         values = [entry["iou"] if known(entry.get("iou")) else 0.0 for entry in entries]
         axes.barh(places, values, height, color=COLOURS[source], label=SOURCES[source])
-        if source == "run":
-            for place, entry in zip(places, entries, strict=True):
-                limits = [entry.get("lower"), entry.get("upper")]
-                if all(map(known, limits)):
-                    axes.plot(
-                        limits, [place, place], "|-", color="black", linewidth=1, markersize=4
-                    )
+        for place, entry in zip(places, entries, strict=True):
+            low, high = entry.get("lower"), entry.get("upper")
+            if source == "run" and known(low) and known(high):
+                axes.plot([low, high], [place] * 2, "|-", color="black", linewidth=1, markersize=4)
     axes.axhline(len(PATHOLOGIES) - 0.5, color=QUIET, linewidth=0.7)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0, labelsize=10, labelcolor="black")
@@ -123,5 +124,5 @@ def plot_iou(path: Path, report: Mapping[str, Any]) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("pooled IoU", fontsize=9, color=QUIET)
     if sources:
-        axes.legend(frameon=False, fontsize=9, loc="best")
+        figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(sources))
     save(path, figure)

@@ -21,6 +21,7 @@ from experiments.report_tables import (
     SOURCES,
     cell,
     classifier_table,
+    heading,
     html_table,
     image_tables,
     interval,
@@ -86,9 +87,15 @@ def provenance(report: Mapping[str, Any]) -> str:
     versions.append(["Device", cell(str(report.get("device") or DASH))])
     settings = json.dumps(report.get("settings") or {}, indent=2, ensure_ascii=False, default=str)
     folds = {
-        "Stages": html_table("Stages in order", ["Stage", "Time", "Folder"], stages),
-        "Data": html_table("What was read", ["Data", "Images", "Fingerprint"], data),
-        "Versions": html_table("Software and device", ["Name", "Version"], versions),
+        "Stages": html_table(
+            "Stages in order", [heading("Stage"), heading("Time"), heading("Folder")], stages
+        ),
+        "Data": html_table(
+            "What was read", [heading("Data"), heading("Images"), heading("Fingerprint")], data
+        ),
+        "Versions": html_table(
+            "Software and device", [heading("Name"), heading("Version")], versions
+        ),
         "Settings": f"<pre>{escape(settings)}</pre>",
     }
     return "".join(
@@ -110,9 +117,12 @@ def subtitle(report: Mapping[str, Any]) -> str:
     pseudo = {"irnet": "pseudo-masks that IRNet made of CAMs", "cam": "CAMs as pseudo-masks"}
     weak = pseudo.get(report.get("pseudo") or "", "pseudo-masks")
     rho = report.get("rho")
-    share = {0: f"{weak} alone (ρ = 0)", 1: "expert masks alone (ρ = 1)"}.get(
-        rho, f"expert masks (a share of ρ = {rho}) and {weak}"
-    )
+    if rho == 0:
+        share = f"{weak} alone (ρ = 0)"
+    elif rho == 1:
+        share = "expert masks alone (ρ = 1)"
+    else:
+        share = f"expert masks (a share of ρ = {DASH if rho is None else rho}) and {weak}"
     return f"Ten pathologies drawn on chest X-rays by a network that learned from {share}."
 
 

@@ -4,9 +4,9 @@ What is missing or not a number is shown as a dash.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS, PATHOLOGIES
 
@@ -30,7 +30,7 @@ DASH: Final = "–"
 Rows = Sequence[Sequence[str]]
 
 
-def known(value: Any) -> bool:
+def known(value: Any) -> TypeGuard[float]:
     """Returns whether a value is a number one can show."""
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -64,17 +64,23 @@ def sources_of(report: Mapping[str, Any], *keys: str) -> list[str]:
     return [source for source in SOURCES if part(report, *keys, source)]
 
 
+def heading(text: str, *, bar: bool = False) -> str:
+    """Returns a column's heading."""
+    kind = ' class="bar"' if bar else ""
+    return f'<th scope="col"{kind}>{escape(text)}</th>'
+
+
 def html_table(caption: str, head: Sequence[str], rows: Rows, foot: Sequence[str] = ()) -> str:
-    """Returns a table whose cells are HTML already; the first cell of a row names the row."""
+    """Returns a table of headings and cells in HTML; the first cell of a row names the row."""
 
     def line(cells: Sequence[str]) -> str:
         return f'<tr><th scope="row">{cells[0]}</th>{"".join(cells[1:])}</tr>'
 
-    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    last = f"<tfoot>{line(foot)}</tfoot>" if foot else ""
     return (
-        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(map(line, rows))}</tbody>"
-        f"{f'<tfoot>{line(foot)}</tfoot>' if foot else str()}</table></div>"
+        f'<div class="scroll"><table><caption>{caption}</caption>'
+        f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(map(line, rows))}</tbody>"
+        f"{last}</table></div>"
     )
 
 
@@ -102,17 +108,20 @@ def bar(value: Any, entry: Mapping[str, Any], *, start: float = 0.0, best: bool 
     )
 
 
-def iou_cells(entries: Mapping[str, Mapping[str, Any]], field: str) -> list[str]:
+def greatest(values: Iterable[Any]) -> float | None:
+    """Returns the greatest number above zero, which a row marks; None without one."""
+    return max((value for value in values if known(value) and value > 0), default=None)
+
+
+def iou_cells(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Returns a row's cells: this run with a bar, the others as numbers, the greatest marked."""
-    values = {source: entry.get(field) for source, entry in entries.items()}
-    greatest = max((value for value in values.values() if known(value)), default=None)
+    top = greatest(entry.get("iou") for entry in entries.values())
     cells = []
-    for source, value in values.items():
-        best = known(value) and value == greatest and len(values) > 1
+    for source, entry in entries.items():
+        value = entry.get("iou")
+        best = top is not None and value == top
         run = source == "run"
-        cells.append(
-            bar(value, entries[source], best=best) if run else cell(number(value), best=best)
-        )
+        cells.append(bar(value, entry, best=best) if run else cell(number(value), best=best))
     return cells
 
 
@@ -125,11 +134,12 @@ def iou_table(report: Mapping[str, Any]) -> str:
         entries = {source: part(report, "pooled", source, name) for source in sources}
         threshold = thresholds.get(name)
         chosen = f"{threshold:.2f}" if known(threshold) else DASH
-        cells = [cell(whole_number(counts.get(name))), *iou_cells(entries, "iou"), cell(chosen)]
+        cells = [cell(whole_number(counts.get(name))), *iou_cells(entries), cell(chosen)]
         rows.append([escape(name), *cells])
     means = {source: part(report, "mean", source) for source in sources}
-    head = ["Pathology", "n", *(SOURCES[source] for source in sources), "Threshold"]
-    foot = ["Mean", cell(""), *iou_cells(means, "iou"), cell("")]
+    columns = [heading(SOURCES[source], bar=source == "run") for source in sources]
+    head = [heading("Pathology"), heading("n"), *columns, heading("Threshold")]
+    foot = ["Mean", cell(""), *iou_cells(means), cell("")]
     return html_table("Pooled IoU at the letterbox", head, rows, foot)
 
 
@@ -152,7 +162,9 @@ def image_tables(report: Mapping[str, Any]) -> str:
                 entry = part(report, *keys, source, name)
                 cells += [bar(entry.get("mean"), entry), cell(whole_number(entry.get("n")))]
             rows.append([escape(name), *cells])
-        head = ["Pathology", *(text for source in sources for text in (SOURCES[source], "n"))]
+        head = [heading("Pathology")]
+        for source in sources:
+            head += [heading(SOURCES[source], bar=True), heading("n")]
         caption = f"{escape(title)}<em>{escape(note)}</em>"
         pieces.append(html_table(caption, head, rows))
     return "".join(pieces)
@@ -165,21 +177,22 @@ def classifier_table(report: Mapping[str, Any]) -> str:
         [escape(name), cell(whole_number(counts.get(name))), bar(scores.get(name), {}, start=0.5)]
         for name in OBSERVATIONS
     ]
-    five = [scores.get(name) for name in COMPETITION_OBSERVATIONS]
-    mean = sum(five) / len(five) if all(map(known, five)) else None
+    five = [scores[name] for name in COMPETITION_OBSERVATIONS if known(scores.get(name))]
+    mean = sum(five) / 5 if len(five) == 5 else None
     foot = ["Mean of CheXpert's five", cell(""), bar(mean, {}, start=0.5)]
-    return html_table("Classifier: AUROC", ["Observation", "n", "AUROC"], rows, foot)
+    head = [heading("Observation"), heading("n"), heading("AUROC", bar=True)]
+    return html_table("Classifier: AUROC", head, rows, foot)
 
 
 def pseudo_table(report: Mapping[str, Any]) -> str:
     """Returns the IoU of the pseudo-masks with masks that training never saw, if it is known."""
     kinds = {"cam": "CAM", "irnet": "IRNet", "prior": "Prior"}
     if not part(report, "pseudo_masks"):
-        return "<p>Pseudo-masks were not measured: the training images have no masks to hold them to.</p>"
+        return "<p>Pseudo-masks were not measured: no masks to hold them to.</p>"
 
     def cells(values: Sequence[Any]) -> list[str]:
-        greatest = max(filter(known, values), default=None)
-        return [cell(number(v), best=known(v) and v == greatest) for v in values]
+        top = greatest(values)
+        return [cell(number(v), best=top is not None and v == top) for v in values]
 
     rows = [
         [escape(name), *cells([part(report, "pseudo_masks", kind).get(name) for kind in kinds])]
@@ -187,4 +200,5 @@ def pseudo_table(report: Mapping[str, Any]) -> str:
     ]
     means = part(report, "pseudo_masks", "means")
     foot = ["Mean", *cells([means.get(kind) for kind in kinds])]
-    return html_table("Pseudo-masks: pooled IoU", ["Pathology", *kinds.values()], rows, foot)
+    head = [heading("Pathology"), *map(heading, kinds.values())]
+    return html_table("Pseudo-masks: pooled IoU", head, rows, foot)

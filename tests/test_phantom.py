@@ -9,11 +9,12 @@ from PIL import Image
 from chexseg_jax.masks import decode_rle, fill_polygons
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES, canonical
 from datasets.phantom import write, write_phantoms
-from datasets.phantom.anatomy import frontal_chest, sample_build
+from datasets.phantom.anatomy import sample_build
 from datasets.phantom.canvas import sample_canvas
 from datasets.phantom.curves import ribbon, smooth
 from datasets.phantom.film import film_ids, make_film
-from datasets.phantom.findings import Finding
+from datasets.phantom.finding import Finding
+from datasets.phantom.frontal import frontal_chest
 from datasets.phantom.labels import CSV_OBSERVATIONS, reported_labels, sample_findings, true_labels
 from datasets.phantom.readers import EXPERT, SECOND, TRUTH, draw
 
@@ -88,7 +89,7 @@ def test_every_file_is_listed_and_no_other(root: Path):
 def test_no_patient_is_in_two_splits():
     patients = {
         split: {film.patient for film in film_ids(0, split, count)}
-        for split, count in {"train": 3000, "valid": 234, "test": 668}.items()
+        for split, count in {"train": 3000, "valid": 800, "test": 900}.items()
     }
     assert not patients["train"] & patients["valid"]
     assert not patients["train"] & patients["test"]

@@ -1,6 +1,6 @@
 """ResNet with the same methods as DenseNet (He et al. 2016; torchvision's ResNet-18 and ResNet-50)."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ class ResNet(nnx.Module):
         dilated: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-    ) -> Self:
+    ) -> "ResNet":
         """Returns a ResNet-50."""
         return cls(
             outputs,

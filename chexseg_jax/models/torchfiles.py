@@ -1,21 +1,22 @@
 """Tensors out of PyTorch's files, without PyTorch and without running what a file says.
 
-PyTorch writes pickles, which may call anything. The interpreter here knows the opcodes that
-`torch.save` uses and builds tensors, containers, numbers and strings; it refuses every other name.
-Both layouts are read: the zip archive, and the plain stream from before PyTorch 1.6, which is that of
-CheXseg's own checkpoints and of some of torchvision's.
+Of the names that a pickle may call, those that make tensors are understood, a few that hold no
+weights become inert, and every other is refused. Both layouts are read: the zip archive, and the
+plain stream from before PyTorch 1.6, which is that of CheXseg's own checkpoints and of torchvision's
+DenseNet-121.
 """
 
 import math
-import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
+
+from chexseg_jax.models.pickles import Builder, Global, PickleError, unpickle
 
 MAX_BYTES: Final = 2**33
 """The largest file that is read."""
@@ -58,13 +59,6 @@ class TorchFileError(ValueError):
     """A file that is not what `torch.save` writes, or that asks for more than tensors."""
 
 
-@dataclass(frozen=True)
-class Global:
-    """A name that a pickle refers to; never looked up."""
-
-    name: str
-
-
 class Inert:
     """Stands for an object that holds no weights."""
 
@@ -76,6 +70,11 @@ class Storage:
     key: str
     size: int
     dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the numbers take."""
+        return self.size * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,65 @@ class Tensor:
         )
 
 
+class Reader:
+    """What the names in one file mean, and the storages that it speaks of."""
+
+    def __init__(self) -> None:
+        self.storages: dict[str, Storage] = {}
+        self.builder = Builder(called, self.storage_of, ignored)
+
+    def storage_of(self, identity: Any) -> Storage:
+        """Returns the storage that a persistent id names."""
+        match identity:
+            case ("storage", Global(name), str(key), str(), int(size), *views):
+                if name not in STORAGES:
+                    raise TorchFileError(f"it has numbers of type {name!r:.80}, which is refused")
+                if size < 0 or any(view is not None for view in views):
+                    raise TorchFileError(f"storage {key!r:.80} is a view or of negative size")
+                storage = Storage(key, size, STORAGES[name])
+                if self.storages.setdefault(key, storage) != storage:
+                    raise TorchFileError(f"storage {key!r:.80} has two sizes or types")
+                return storage
+        raise TorchFileError("a persistent id does not name a storage")
+
+
+def called(name: Global, arguments: tuple[Any, ...]) -> Any:
+    """Returns what a pickle's call makes: a tensor, a dictionary, or an `Inert`."""
+    if name.name == "torch._utils._rebuild_tensor_v2" and len(arguments) >= 4:
+        return checked_tensor(*arguments[:4])
+    if name.name == "torch._utils._rebuild_parameter" and arguments:
+        if isinstance(arguments[0], Tensor):
+            return arguments[0]
+        raise TorchFileError("a parameter is no tensor")
+    if name.name == "collections.OrderedDict" and not arguments:
+        return {}
+    if name.name in INERT:
+        return Inert()
+    raise TorchFileError(
+        f"it asks for {name.name!r:.80}, which is refused; save the state dict alone with torch.save"
+    )
+
+
+def checked_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
+    """Returns a tensor that is known to lie inside its storage."""
+    whole = isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)
+    if not whole or len(shape) != len(strides) or len(shape) > 8:
+        raise TorchFileError("a tensor is not made of a storage, a shape and strides")
+    if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+        raise TorchFileError("a tensor's offset, shape or strides are not natural numbers")
+    count = math.prod(shape)
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if count > storage.size or (count and last >= storage.size):
+        raise TorchFileError(f"a tensor of shape {shape} reaches beyond its storage")
+    return Tensor(storage, offset, shape, strides)
+
+
+def ignored(target: Any, state: Any) -> None:
+    """Drops the state of an object without weights, and a state dict's own metadata."""
+    if not isinstance(target, Inert | dict):
+        raise TorchFileError("it sets the state of an object that has none")
+
+
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the strides, in elements, of a C-ordered array."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
@@ -117,119 +175,94 @@ def read_torch(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             return read_archive(path)
         return read_stream(path.read_bytes())
-    except TorchFileError as error:
+    except (TorchFileError, PickleError) as error:
         raise TorchFileError(f"{path}: {error}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
         raise TorchFileError(f"{path}: the archive is damaged ({error})") from None
 
 
 def read_archive(path: Path) -> Any:
-    """Returns the object in a zip archive."""
+    """Returns the object in a zip archive: a pickle, and a file for each storage."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        if len(entries) != len(archive.infolist()):
-            raise TorchFileError("two entries of the archive have one name")
-        for entry in entries.values():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise TorchFileError(f"entry {entry.filename!r:.80} is compressed, torch's are not")
-        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
-            raise TorchFileError("the entries claim more bytes than the file has")
-        pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(pickles) != 1:
-            raise TorchFileError(
-                "the archive holds no single `data.pkl`, so torch did not write it"
-            )
-        root = pickles[0].removesuffix("data.pkl")
+        root = checked_root(entries, len(archive.infolist()), path.stat().st_size)
         order = entries.get(root + "byteorder")
         if order is not None and archive.read(order) != b"little":
             raise TorchFileError("its numbers are not little-endian")
-        if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
-            raise TorchFileError("its pickle is too large to be one of weights")
-        found, _ = unpickle(archive.read(pickles[0]), 0)
-
-        def numbers(storage: Storage) -> np.ndarray:
-            entry = entries.get(f"{root}data/{storage.key}")
+        reader = Reader()
+        found, _ = unpickle(archive.read(root + "data.pkl"), 0, reader.builder)
+        numbers = {}
+        for key, storage in reader.storages.items():
+            entry = entries.get(f"{root}data/{key}")
             if entry is None:
-                raise TorchFileError(f"storage {storage.key!r:.80} is missing")
-            if entry.file_size != storage.size * storage.dtype.itemsize:
+                raise TorchFileError(f"storage {key!r:.80} is missing")
+            if entry.file_size != storage.nbytes:
                 raise TorchFileError(
-                    f"storage {storage.key!r:.80} has {entry.file_size} bytes, "
-                    f"not {storage.size} of {storage.dtype}"
+                    f"storage {key!r:.80} has {entry.file_size} bytes, not {storage.nbytes}"
                 )
-            return np.frombuffer(archive.read(entry), storage.dtype)
+            numbers[key] = np.frombuffer(archive.read(entry), storage.dtype)
+    return resolved(found, numbers)
 
-        return resolved(found, numbers)
+
+def checked_root(entries: Mapping[str, zipfile.ZipInfo], count: int, size: int) -> str:
+    """Returns the folder of an archive of `count` entries and `size` bytes that torch wrote."""
+    if len(entries) != count:
+        raise TorchFileError("two entries of the archive have one name")
+    for name, entry in entries.items():
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise TorchFileError(f"entry {name!r:.80} is compressed, torch's are not")
+    if sum(entry.file_size for entry in entries.values()) > size:
+        raise TorchFileError("the entries claim more bytes than the file has")
+    pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise TorchFileError("the archive holds no single `data.pkl`, so torch did not write it")
+    if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
+        raise TorchFileError("its pickle is too large to be one of weights")
+    return pickles[0].removesuffix("data.pkl")
 
 
 def read_stream(content: bytes) -> Any:
     """Returns the object in a stream: magic, version, system, the object, keys, numbers."""
-    magic, at = unpickle(content, 0)
-    if magic != MAGIC:
-        raise TorchFileError("it is neither torch's zip archive nor torch's stream")
-    version, at = unpickle(content, at)
-    system, at = unpickle(content, at)
-    little = isinstance(system, dict) and system.get("little_endian") is True
-    if version != 1001 or not little:
+    reader = Reader()
+    at, parts = 0, []
+    for _ in range(5):
+        part, at = unpickle(content, at, reader.builder)
+        parts.append(part)
+        if parts[0] != MAGIC:
+            raise TorchFileError("it is neither torch's zip archive nor torch's stream")
+    _, version, system, found, keys = parts
+    if version != 1001 or not (isinstance(system, dict) and system.get("little_endian") is True):
         raise TorchFileError("its stream is of another version or byte order")
-    found, at = unpickle(content, at)
-    keys, at = unpickle(content, at)
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors_in(found)}
-    if not isinstance(keys, list) or set(keys) != set(storages) or len(set(keys)) != len(keys):
+    storages = reader.storages
+    strings = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not strings or sorted(keys) != sorted(storages):
         raise TorchFileError("the list of storages does not match the tensors")
-    read: dict[str, np.ndarray] = {}
+    numbers = {}
     for key in keys:
         storage = storages[key]
-        end = at + 8 + storage.size * storage.dtype.itemsize
+        end = at + 8 + storage.nbytes
         if end > len(content):
             raise TorchFileError(f"storage {key!r:.80} reaches beyond the end of the file")
-        if struct.unpack_from("<q", content, at) != (storage.size,):
+        if int.from_bytes(content[at : at + 8], "little") != storage.size:
             raise TorchFileError(f"storage {key!r:.80} is not of the size its tensors say")
-        read[key] = np.frombuffer(content, storage.dtype, storage.size, at + 8)
+        numbers[key] = np.frombuffer(content, storage.dtype, storage.size, at + 8)
         at = end
-    return resolved(found, lambda storage: read[storage.key])
+    return resolved(found, numbers)
 
 
-def tensors_in(found: Any) -> list[Tensor]:
-    """Returns all tensors within containers, each once, without recursion."""
-    tensors: list[Tensor] = []
-    seen: set[int] = set()
-    queue = [found]
-    while queue:
-        item = queue.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, Tensor):
-            tensors.append(item)
-        elif isinstance(item, dict):
-            queue.extend(item.values())
-        elif isinstance(item, list | tuple):
-            queue.extend(item)
-    sizes: dict[str, Storage] = {}
-    for tensor in tensors:
-        if sizes.setdefault(tensor.storage.key, tensor.storage) != tensor.storage:
-            raise TorchFileError(f"storage {tensor.storage.key!r:.80} has two sizes or types")
-    return tensors
+def resolved(found: Any, numbers: Mapping[str, np.ndarray]) -> Any:
+    """Returns an object with the tensors in its dictionaries as arrays.
 
-
-def resolved(found: Any, numbers: Callable[[Storage], np.ndarray]) -> Any:
-    """Returns an object with its tensors as arrays; those in lists and tuples stay unread."""
-    views: dict[int, np.ndarray] = {}
-    storages: dict[str, np.ndarray] = {}
-    for tensor in tensors_in(found):
-        key = tensor.storage.key
-        if key not in storages:
-            storages[key] = numbers(tensor.storage)
-        views[id(tensor)] = tensor.view(storages[key])
-    if isinstance(found, Tensor):
-        return views[id(found)]
-    queue, seen = [found], set()
+    Lists and tuples, where an optimiser keeps its own, are left as they are.
+    """
+    queue, seen = [found], set[int]()
     while queue:
         item = queue.pop()
         if not isinstance(item, dict) or id(item) in seen:
             continue
         seen.add(id(item))
         for key, value in item.items():
-            item[key] = views.get(id(value), value)
+            if isinstance(value, Tensor):
+                item[key] = value.view(numbers[value.storage.key])
         queue.extend(item.values())
     return found

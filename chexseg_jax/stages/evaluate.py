@@ -172,7 +172,7 @@ def run(
                 for job in jobs:
                     found = job.result()
                     yield found.image_id, found.prediction
-                    scores.append(replace(found, prediction=found.prediction[:0]))
+                    scores.append(replace(found, prediction=np.zeros((0, 0), np.uint16)))
                     bar.update()
         bar.close()
 
@@ -180,6 +180,7 @@ def run(
     metrics = {
         **summarise(scores),
         "thresholds": dict(zip(PATHOLOGIES, thresholds["run"].tolist(), strict=True)),
+        "prior_thresholds": dict(zip(PATHOLOGIES, thresholds["prior"].tolist(), strict=True)),
     }
     _write_csvs(folder.path, scores)
     shown = _gallery(scores)

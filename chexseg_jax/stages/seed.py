@@ -28,7 +28,7 @@ STRIDE = 4
 
 @dataclass(frozen=True)
 class SeedConfig:
-    """Thresholds on maps divided by their maximum, and the CRF; the defaults are the paper's (App. B)."""
+    """Thresholds on maps divided by their maximum, and the CRF; defaults as in the paper (App. B)."""
 
     disease: float = 0.3
     background: float = 0.05

@@ -6,7 +6,6 @@ loss; thresholds are chosen on expert masks kept apart, where the release takes 
 epoch's running counts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import optax
 from flax import nnx
 
 from chexseg_jax.artefacts import Folder
-from chexseg_jax.data import Example, Mapped, Source, Subset, endless, framed, mix, once
+from chexseg_jax.data import Example, Mapped, Source, Subset, choose, endless, framed, mix, once
 from chexseg_jax.devices import compute_dtype
 from chexseg_jax.images import Normalisation
 from chexseg_jax.inference import Probabilities, infer
@@ -99,7 +98,7 @@ def run(
 
     Args:
         config: network and training.
-        backbone: a function that makes the encoder, with the weights it is to start from.
+        backbone: the encoder, with the weights it is to start from.
         normalise: what the encoder's weights expect.
         expert_train: images with experts' masks.
         expert_val: the same, kept apart to choose checkpoint and thresholds.
@@ -110,7 +109,7 @@ def run(
         seed: of weights, order and mix.
         folder: where it goes.
     """
-    model = _construct(backbone, config, seed)
+    model = _construct(lambda: backbone, config, seed)
     if config.init:
         load_torch(config.init, model)
     chosen = choose(len(images), config.maps, seed)
@@ -161,11 +160,3 @@ def run(
         evaluate=evaluate,
     )
     folder.finish(**best, expert=len(expert_train), pseudo=len(chosen))
-
-
-def choose(available: int, wanted: int | None, seed: int) -> Sequence[int]:
-    """Returns which of the images take part: all, or as many as wanted, drawn by the seed."""
-    if wanted is None or wanted >= available:
-        return list(range(available))
-    generator = np.random.default_rng((seed, available))
-    return sorted(generator.choice(available, wanted, replace=False).tolist())

@@ -35,7 +35,7 @@ def bones(rng: np.random.Generator, chest: Chest, canvas: Canvas, fractured: boo
             lines[broken[0], :7] = lines[broken[0], 7]
         back += list(ribbons(lines, 0.055))
         for off in (-0.026, 0.026):
-            edges += list(ribbons(lines + [[[0, off]]], 0.010))
+            edges += list(ribbons(lines + np.array([[[0, off]]]), 0.010))
     density = 0.085 * canvas.fill(back, 0.006) + 0.06 * canvas.fill(front, 0.012)
     density += 0.06 * canvas.fill(edges, 0.004)
     density += 0.20 * canvas.fill(*_girdle(rng, chest))
@@ -53,8 +53,8 @@ def _girdle(rng: np.random.Generator, chest: Chest) -> tuple[list[Points], float
     for side in (-1, 1):
         lift = rng.uniform(-0.02, 0.02)
         clavicle = smooth([(0.06, -0.60), (0.25, -0.66), (0.5, -0.72), (0.82, -0.78)])
-        around = [blade + [[0.06 * chest.frontal_ap - 0.02, 0]], head, shaft]
-        around.append(ribbon(clavicle + [[0, lift]], 0.06))
+        around = [blade + np.array([[0.06 * chest.frontal_ap - 0.02, 0]]), head, shaft]
+        around.append(ribbon(clavicle + np.array([[0, lift]]), 0.06))
         outlines += [outline * [[side, 1]] for outline in around]
     return outlines, 0.006, [90, 150, 150, 200] * 2
 
@@ -79,9 +79,10 @@ def _lateral(rng: np.random.Generator, lung: Lung, canvas: Canvas) -> Plane:
         block = [(x - 0.085, y), (x + 0.085, y + 0.01), (x + 0.08, y + 0.12), (x - 0.09, y + 0.115)]
         spine.append(np.array(block))
     t = np.linspace(0, 1, 10)[None]
-    y = (np.linspace(-0.75, 0.35, 9) + rng.uniform(-0.03, 0.03))[:, None]
-    x = np.broadcast_to(lung.wall - 0.02 + (lung.hilum - lung.wall) * t, (9, 10))
-    ribs = list(ribbons(np.stack([x, y + 0.35 * np.sin(t * 1.7) - 0.08 * t], -1), 0.045))
+    heights = (np.linspace(-0.75, 0.35, 9) + rng.uniform(-0.03, 0.03))[:, None]
+    across = np.broadcast_to(lung.wall - 0.02 + (lung.hilum - lung.wall) * t, (9, 10))
+    down = heights + 0.35 * np.sin(1.7 * t) - 0.08 * t
+    ribs = list(ribbons(np.stack([across, down], -1), 0.045))
     sternum = smooth(
         [(lung.hilum + 0.1, -0.62), (lung.hilum - 0.03, -0.2), (lung.hilum - 0.02, 0.1)]
     )

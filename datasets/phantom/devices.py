@@ -52,7 +52,7 @@ def _tube(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes
     line = chest.trachea[: max(end, 6)]
     regions.append(ribbon(line, PEN))
     for side in (-0.016, 0.016):
-        strokes.append((ribbon(line + [[side, 0.0]], 0.012), 0.35))
+        strokes.append((ribbon(line + np.array([[side, 0.0]]), 0.015), 0.42))
 
 
 def _line(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes: Strokes) -> None:
@@ -68,7 +68,7 @@ def _line(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes
         knots = [(side * 1.0, -0.1), (side * 0.86, -0.42), (side * 0.55, -0.6)]
         knots += [(side * 0.2, -0.6), (vein, -0.48)]
     line = smooth([*knots, (vein, -0.35), (vein + 0.01, tip)])
-    _thread(line, 0.02, 0.42, regions, strokes)
+    _thread(line, 0.026, 0.46, regions, strokes)
 
 
 def _feeding(
@@ -78,7 +78,7 @@ def _feeding(
     start = 0.12 if chest.lateral else 0.0
     knots = [(start, -1.1), (start + rng.normal() * 0.02, -0.6), (start + 0.03, -0.1)]
     line = smooth([*knots, (start + 0.05, y - 0.2), (x * 0.6, y), (x, y + 0.05)])
-    _thread(line, 0.022, 0.40, regions, strokes)
+    _thread(line, 0.028, 0.44, regions, strokes)
 
 
 def _pacemaker(
@@ -105,7 +105,7 @@ def _pacemaker(
     vein = 0.05 if chest.lateral else -0.09
     knots = [(x, y - 0.05), (x * 0.7, -0.64), (side * 0.1, -0.6), (vein, -0.4)]
     line = smooth([*knots, (vein, 0.0), (0.0, tip[1] - 0.05), tuple(tip)])
-    _thread(line, 0.018, 0.55, regions, strokes)
+    _thread(line, 0.024, 0.55, regions, strokes)
 
 
 def _wires(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes: Strokes) -> None:
@@ -114,7 +114,7 @@ def _wires(rng: np.random.Generator, chest: Chest, regions: list[Points], stroke
         radii = np.array([[rng.uniform(0.03, 0.045), rng.uniform(0.022, 0.032)]])
         centre = np.array([[rng.normal() * 0.006, y]])
         ring = np.stack([np.cos(angles), np.sin(angles)], 1) * radii
-        strokes.append((ribbon(ring + centre, 0.014), 0.5))
+        strokes.append((ribbon(ring + centre, 0.018), 0.6))
         regions.append(ring * 1.4 + centre)
 
 
@@ -124,6 +124,6 @@ def _drain(
     lung = chest.lungs[drained]
     foot = lung.at(1.0, rng.uniform(0.65, 0.85))[0]
     top = lung.at(rng.uniform(0.4, 0.75), rng.uniform(0.1, 0.3))[0]
-    outside = foot + [0.3 * np.sign(lung.wall - lung.hilum), 0.12]
+    outside = foot + np.array([0.3 * np.sign(lung.wall - lung.hilum), 0.12])
     bend = lung.at(0.8, 0.5)[0]
     _thread(smooth([outside, foot, bend, top]), 0.034, 0.42, regions, strokes)

@@ -1,19 +1,26 @@
 """One film of one study: a pure function of the seed and of which film it is."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from jaxtyping import UInt8
 
 from datasets.phantom.anatomy import sample_build
 from datasets.phantom.canvas import sample_canvas
-from datasets.phantom.findings import Finding, sample_chest, sample_regions, sample_severity
+from datasets.phantom.findings import place_findings
 from datasets.phantom.labels import reported_labels, sample_findings, true_labels
 from datasets.phantom.readers import EXPERT, SECOND, TRUTH, Contours, draw
 from datasets.phantom.render import render
+from datasets.phantom.severity import sample_chest, sample_severity
 
 SPLITS = ("train", "valid", "test")
-_FIRST_PATIENT = {"train": 1, "valid": 64541, "test": 64741}
+# CheXpert's own numbers first, then some that no split of CheXpert has.
+_PATIENTS = {
+    "train": (range(1, 64541),),
+    "valid": (range(64541, 64741), range(70001, 85001)),
+    "test": (range(64741, 65241), range(85001, 100000)),
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,9 @@ class Film:
 def film_ids(seed: int, split: str, count: int) -> list[FilmId]:
     """Returns the first films of a split; asking for more does not change them."""
     ids: list[FilmId] = []
-    patient = _FIRST_PATIENT[split]
-    while len(ids) < count:
+    for patient in chain(*_PATIENTS[split]):
+        if len(ids) >= count:
+            return ids[:count]
         rng = np.random.default_rng([seed, SPLITS.index(split), patient])
         chances = [0.75, 0.2, 0.05] if split == "train" else [1.0, 0.0, 0.0]
         for study in range(1, 2 + int(rng.choice(3, p=chances))):
@@ -69,8 +77,9 @@ def film_ids(seed: int, split: str, count: int) -> list[FilmId]:
                 FilmId(split, patient, study, view, lateral)
                 for view, lateral in enumerate(views, 1)
             ]
-        patient += 1
-    return ids[:count]
+    raise ValueError(
+        f"{split} has patients for {len(ids)} images, asked for {count}; ask for fewer"
+    )
 
 
 def make_film(seed: int, film: FilmId, short_side: int) -> Film:
@@ -95,7 +104,7 @@ def make_film(seed: int, film: FilmId, short_side: int) -> Film:
     labels = true_labels(findings) if truth else reported_labels(by_study, findings)
 
     chest = sample_chest(by_film, build, severity, lateral=film.lateral, ap=ap)
-    drawn = sample_regions(by_film, chest, severity, findings)
+    drawn = place_findings(by_film, chest, severity, findings)
     canvas = sample_canvas(by_film, short_side)
     pixels = render(by_film, chest, drawn, canvas)
     return Film(

@@ -8,7 +8,7 @@ import numpy as np
 from chexseg_jax.pathologies import PATHOLOGIES
 from datasets.phantom.canvas import Canvas
 from datasets.phantom.curves import Points
-from datasets.phantom.findings import Finding
+from datasets.phantom.finding import Finding
 from datasets.phantom.labels import CAUSES
 
 Contours = dict[str, list[list[list[float]]]]

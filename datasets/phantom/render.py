@@ -8,7 +8,7 @@ from datasets.phantom.anatomy import Chest
 from datasets.phantom.bones import bones
 from datasets.phantom.canvas import Canvas, Plane
 from datasets.phantom.curves import Points, blob, ribbon
-from datasets.phantom.findings import Finding
+from datasets.phantom.finding import Finding
 from datasets.phantom.vessels import vessels
 
 
@@ -20,7 +20,7 @@ def render(
     density, clear = _flesh(rng, chest, canvas)
     blood = clear * vessels(rng, chest, canvas)
     for finding in drawn:
-        if not finding.airless:
+        if finding.bloodless:
             blood = blood * (1 - canvas.fill(list(finding.regions)))
     density += 0.42 * blood
     density += (0.35 + 0.65 * clear) * bones(rng, chest, canvas, fractured)
@@ -68,7 +68,7 @@ def _breasts(rng: np.random.Generator, chest: Chest) -> list[Points]:
     x = rng.uniform(0.42, 0.5)
     ring = np.stack([1.05 * size * np.cos(angles), size * np.sin(angles)], 1)
     ring[:, 1] = np.where(ring[:, 1] < 0, 1.2 * ring[:, 1], ring[:, 1])
-    return [ring + [[side * x, sag]] for side in (-1, 1)]
+    return [ring + np.array([[side * x, sag]]) for side in (-1, 1)]
 
 
 def _paint(rng: np.random.Generator, finding: Finding, density: Plane, canvas: Canvas) -> Plane:

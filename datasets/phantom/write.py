@@ -4,7 +4,7 @@ import csv
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -74,7 +74,9 @@ def write_phantoms(
         raise
 
 
-def _run(job: Any, films: list[FilmId], workers: int) -> Iterator[dict[str, Any]]:
+def _run(
+    job: Callable[[FilmId], dict[str, Any]], films: list[FilmId], workers: int
+) -> Iterator[dict[str, Any]]:
     if workers == 0:
         yield from map(job, films)
         return

@@ -1,0 +1,26 @@
+"""CheXseg, whole: `python -m experiments.chexseg --rho=0.9`.
+
+Seven stages, each in a folder of its own: classify, localize, seed, relate, label, segment, evaluate.
+A stage that is finished is used again; one that was stopped goes on. With no data it makes synthetic
+chests and runs on those. With CheXpert and CheXlocalize prepared by `python -m datasets`:
+
+    python -m experiments.chexseg --data-dir data --workdir runs/chexpert --rho 0.9
+"""
+
+from experiments.pipeline import Run, open_data
+from experiments.results import publish
+from experiments.settings import STAGES, read_arguments
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line and runs the stages it asks for."""
+    config = read_arguments(__doc__ or "", arguments)
+    run = Run(config, open_data(config))
+    for name in STAGES[: STAGES.index(config.until) + 1]:
+        getattr(run, name)
+    if config.until == "evaluate":
+        publish(run)
+
+
+if __name__ == "__main__":
+    main()

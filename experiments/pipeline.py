@@ -1,0 +1,288 @@
+"""The seven stages in order, each with its inputs and its folder."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from datasets.prepare import prepare_phantoms
+from datasets.sources import available, open_source
+
+from chexseg_jax.artefacts import Folder, Records, open_folder
+from chexseg_jax.data import Source, Subset, choose
+from chexseg_jax.losses import policies_of
+from chexseg_jax.networks import NORMALISATIONS
+from chexseg_jax.pseudo import PseudoSource
+from chexseg_jax.stages import classify as classify_stage
+from chexseg_jax.stages import evaluate as evaluate_stage
+from chexseg_jax.stages import label as label_stage
+from chexseg_jax.stages import localize as localize_stage
+from chexseg_jax.stages import relate as relate_stage
+from chexseg_jax.stages import seed as seed_stage
+from chexseg_jax.stages import segment as segment_stage
+from experiments.settings import ENCODERS, Config
+
+
+@dataclass(frozen=True)
+class Data:
+    """The sources of one run."""
+
+    train: Source
+    valid: Source
+    expert_train: Source
+    expert_val: Source
+    test: Source
+    hidden: Source | None
+
+    def named(self) -> dict[str, Source]:
+        """Returns the sources there are, by name."""
+        fields = self.__dataclass_fields__
+        every = {name: getattr(self, name) for name in fields}
+        return {name: source for name, source in every.items() if source is not None}
+
+
+def open_data(config: Config) -> Data:
+    """Opens the data of a run, making phantoms first if there is none."""
+    data_dir = config.data_dir
+    if data_dir is None:
+        data_dir = config.workdir / "phantoms"
+        print(
+            "No --data-dir: running on synthetic chests. For CheXpert, prepare it with "
+            "`python -m datasets chexpert --raw DIR --data-dir data` (and chexlocalize), then add "
+            "`--data-dir data`."
+        )
+        prepare_phantoms(data_dir, seed=config.seed, **asdict(config.phantoms))
+    train = open_source(data_dir, "chexpert", "train")
+    hidden = "hidden" in available(data_dir).get("chexlocalize", [])
+    return Data(
+        train=Subset(train, choose(len(train), config.weak, config.seed)),
+        valid=open_source(data_dir, "chexpert", "valid"),
+        expert_train=open_source(data_dir, "chexlocalize", "expert_train"),
+        expert_val=open_source(data_dir, "chexlocalize", "expert_val"),
+        test=open_source(data_dir, "chexlocalize", "test"),
+        hidden=open_source(data_dir, "chexlocalize", "hidden") if hidden else None,
+    )
+
+
+class Run:
+    """The stages of one run, in order; each property is a stage's finished folder."""
+
+    def __init__(self, config: Config, data: Data) -> None:
+        """Runs nothing yet."""
+        self.config, self.data = config, data
+        self.rows: list[dict[str, Any]] = []
+
+    def _stage(
+        self,
+        module: Any,
+        settings: Any,
+        inputs: Mapping[str, str],
+        work: Callable[[Folder], None],
+        name: str | None = None,
+    ) -> Folder:
+        """Returns a stage's folder, finished now or before."""
+        name = name or module.__name__.rpartition(".")[2]
+        folder = open_folder(self.config.workdir, name, module.VERSION, settings, inputs)
+        started, reused = time.monotonic(), folder.finished
+        if not reused:
+            work(folder)
+        seconds = time.monotonic() - started
+        self.rows.append(
+            {"name": name, "seconds": seconds, "reused": reused, "folder": folder.path.name}
+        )
+        return folder
+
+    @cached_property
+    def normalise(self) -> Any:
+        """What the classifier's weights expect of pixels."""
+        return NORMALISATIONS[self.config.classify.pixels]
+
+    def _classified(self, settings: classify_stage.ClassifyConfig, name: str) -> Folder:
+        """Trains one classifier, and before it the teacher that a self-trained one needs."""
+        taught = "self-trained" in policies_of(settings.policy)
+        teacher = (
+            self._classified(classify_stage.without_teacher(settings), f"{name}-teacher")
+            if taught
+            else None
+        )
+        return self._stage(
+            classify_stage,
+            {**asdict(settings), **self._scalars},
+            {
+                "train": self.data.train.fingerprint,
+                "valid": self.data.valid.fingerprint,
+                **({"teacher": teacher.fingerprint} if teacher else {}),
+            },
+            lambda folder: classify_stage.run(
+                settings,
+                train=self.data.train,
+                valid=self.data.valid,
+                size=self.config.image_size,
+                seed=self.config.seed,
+                folder=folder,
+                teacher=teacher.path if teacher else None,
+            ),
+            name,
+        )
+
+    @property
+    def _scalars(self) -> dict[str, Any]:
+        """What every stage depends on."""
+        return {"image_size": self.config.image_size, "seed": self.config.seed}
+
+    @cached_property
+    def classify(self) -> Folder:
+        """Images and weak labels to a classifier."""
+        return self._classified(self.config.classify, "classify")
+
+    @cached_property
+    def classifier(self) -> Any:
+        """The classifier."""
+        return classify_stage.load_classifier(self.config.classify, self.classify.path)
+
+    @cached_property
+    def localize(self) -> Folder:
+        """The classifier to maps."""
+        return self._stage(
+            localize_stage,
+            {"image_size": self.config.image_size},
+            {"classifier": self.classify.fingerprint, "images": self.data.train.fingerprint},
+            lambda folder: localize_stage.run(
+                self.config.localize,
+                classifier=self.classifier,
+                normalise=self.normalise,
+                images=self.data.train,
+                size=self.config.image_size,
+                folder=folder,
+            ),
+        )
+
+    @cached_property
+    def seed(self) -> Folder:
+        """Maps and images to seeds."""
+        return self._stage(
+            seed_stage,
+            {**asdict(self.config.seeds), "image_size": self.config.image_size},
+            {"cams": self.localize.fingerprint},
+            lambda folder: seed_stage.run(
+                self.config.seeds,
+                cams=Records(self.localize, "cams"),
+                images=self.data.train,
+                size=self.config.image_size,
+                folder=folder,
+            ),
+        )
+
+    @cached_property
+    def relate(self) -> Folder:
+        """Seeds and images to IRNet."""
+        return self._stage(
+            relate_stage,
+            {**asdict(self.config.relate), **self._scalars},
+            {"seeds": self.seed.fingerprint, "backbone": self.classify.fingerprint},
+            lambda folder: relate_stage.run(
+                self.config.relate,
+                backbone=self.classifier,
+                normalise=self.normalise,
+                seeds=Records(self.seed, "seeds"),
+                images=self.data.train,
+                size=self.config.image_size,
+                seed=self.config.seed,
+                folder=folder,
+            ),
+        )
+
+    def labelled(self, kind: Literal["irnet", "cam"]) -> Folder:
+        """Maps, and IRNet if it is to help, to pseudo-masks."""
+        inputs = {"cams": self.localize.fingerprint}
+        if kind == "irnet":
+            inputs["irnet"] = self.relate.fingerprint
+
+        def work(folder: Folder) -> None:
+            irnet = None
+            if kind == "irnet":
+                backbone = classify_stage.constructor(self.config.classify)
+                irnet = relate_stage.load_irnet(self.relate.path, backbone)
+            label_stage.run(
+                self.config.label,
+                irnet=irnet,
+                normalise=self.normalise,
+                cams=Records(self.localize, "cams"),
+                images=self.data.train,
+                size=self.config.image_size,
+                folder=folder,
+            )
+
+        settings = {**asdict(self.config.label), "image_size": self.config.image_size}
+        return self._stage(label_stage, settings, inputs, work, f"label-{kind}")
+
+    @cached_property
+    def label(self) -> Folder:
+        """The pseudo-masks that the segmenter learns from."""
+        return self.labelled(self.config.pseudo)
+
+    @cached_property
+    def encoder(self) -> tuple[classify_stage.ClassifyConfig, Folder]:
+        """The segmenter's encoder: how it was trained, and where it is."""
+        if self.config.encoder == "classifier":
+            return self.config.classify, self.classify
+        settings = replace(self.config.classify, network=ENCODERS[self.config.encoder])
+        return settings, self._classified(settings, f"classify-{self.config.encoder}")
+
+    @cached_property
+    def segment(self) -> Folder:
+        """Expert masks, pseudo-masks and rho to a segmenter."""
+        settings, encoder = self.encoder
+        return self._stage(
+            segment_stage,
+            {**asdict(self.config.segment), **self._scalars, "rho": self.config.rho},
+            {
+                "encoder": encoder.fingerprint,
+                "pseudo": self.label.fingerprint,
+                "expert_train": self.data.expert_train.fingerprint,
+                "expert_val": self.data.expert_val.fingerprint,
+            },
+            lambda folder: segment_stage.run(
+                self.config.segment,
+                backbone=classify_stage.load_classifier(
+                    replace(settings, output_stride=16), encoder.path
+                ),
+                normalise=self.normalise,
+                expert_train=self.data.expert_train,
+                expert_val=self.data.expert_val,
+                pseudo=PseudoSource(self.label),
+                images=self.data.train,
+                rho=self.config.rho,
+                size=self.config.image_size,
+                seed=self.config.seed,
+                folder=folder,
+            ),
+        )
+
+    @cached_property
+    def segmenter(self) -> Any:
+        """The segmenter."""
+        settings = replace(self.encoder[0], output_stride=16)
+        backbone = classify_stage.constructor(settings)
+        return segment_stage.restore_segmenter(self.config.segment, backbone, self.segment.path)
+
+    @cached_property
+    def evaluate(self) -> Folder:
+        """The segmenter on the test set."""
+        return self._stage(
+            evaluate_stage,
+            {"image_size": self.config.image_size},
+            {"segmenter": self.segment.fingerprint, "test": self.data.test.fingerprint},
+            lambda folder: evaluate_stage.run(
+                self.config.evaluate,
+                segmenter=self.segmenter,
+                classifier=self.classifier,
+                normalise=self.normalise,
+                expert_train=self.data.expert_train,
+                expert_val=self.data.expert_val,
+                test=self.data.test,
+                size=self.config.image_size,
+                folder=folder,
+            ),
+        )

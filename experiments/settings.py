@@ -1,0 +1,131 @@
+"""The settings of CheXseg as flags, and the presets that fill them in."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from chexseg_jax.networks import RESNET18, RESNET50, Network
+from chexseg_jax.stages.classify import ClassifyConfig
+from chexseg_jax.stages.evaluate import EvaluateConfig
+from chexseg_jax.stages.label import LabelConfig
+from chexseg_jax.stages.localize import LocalizeConfig
+from chexseg_jax.stages.relate import RelateConfig
+from chexseg_jax.stages.seed import SeedConfig
+from chexseg_jax.stages.segment import SegmentConfig
+
+StageName = Literal["classify", "localize", "seed", "relate", "label", "segment", "evaluate"]
+STAGES: tuple[StageName, ...] = (
+    "classify",
+    "localize",
+    "seed",
+    "relate",
+    "label",
+    "segment",
+    "evaluate",
+)
+
+
+@dataclass(frozen=True)
+class Phantoms:
+    """How many synthetic chests, and how large, when there is no data."""
+
+    train: int = 2000
+    valid: int = 234
+    test: int = 200
+    short_side: int = 128
+
+
+@dataclass(frozen=True)
+class Config:
+    """CheXseg: segments ten findings from image-level labels and a few expert masks."""
+
+    rho: float = 0.9
+    """Probability that a training sample is an expert's: 0 weak, 1 full, 0.9 CheXseg."""
+    preset: Literal["phantom", "chexpert", "paper"] = "phantom"
+    """phantom: minutes on a laptop; chexpert: one GPU or more; paper: the paper's numbers."""
+    data_dir: Path | None = None
+    """Where `python -m datasets` put the data; without it, synthetic chests are made."""
+    workdir: Path = Path("runs")
+    """Where every stage keeps its folder; safe to share between runs."""
+    until: StageName = "evaluate"
+    """The last stage to run."""
+    seed: int = 17
+    """Of weights, order and mix; the release's."""
+    image_size: int = 320
+    """Side of the letterbox that every network sees, pixels; a multiple of 32."""
+    pseudo: Literal["irnet", "cam"] = "irnet"
+    """Pseudo-masks from the random walk, or from the maps alone."""
+    weak: int | None = None
+    """How many weakly labelled images to use, drawn by the seed; all if not given."""
+    encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
+    """The segmenter's encoder: the classifier itself, or a ResNet trained in the same way."""
+    phantoms: Phantoms = field(default_factory=Phantoms)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    localize: LocalizeConfig = field(default_factory=LocalizeConfig)
+    seeds: SeedConfig = field(default_factory=SeedConfig)
+    relate: RelateConfig = field(default_factory=RelateConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rho <= 1:
+            raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
+        if self.image_size % 32 or self.image_size < 32:
+            raise ValueError(f"--image-size must be a multiple of 32, got {self.image_size}")
+
+
+PAPER = Config(
+    preset="paper",
+    encoder="resnet18",
+    weak=20_000,
+    segment=SegmentConfig(maps=100),
+)
+"""The paper's numbers. Its rho = 0 row took 20,000 maps: add `--segment.maps 20000` there."""
+
+CHEXPERT = Config(
+    preset="chexpert",
+    classify=ClassifyConfig(batch_size=64, learning_rate=2e-4, every=1000, augment=0.1),
+    localize=LocalizeConfig(batch_size=128),
+    segment=SegmentConfig(batch_size=16, epochs=4, augment=0.1, maps=2000),
+)
+"""Larger batches and light augmentation, for today's accelerators."""
+
+PHANTOM = Config(
+    preset="phantom",
+    image_size=128,
+    classify=ClassifyConfig(
+        network=Network(blocks=(3, 4, 6, 4), growth=12, width=24),
+        output_stride=16,
+        learning_rate=2e-3,
+        batch_size=32,
+        epochs=6,
+        every=100,
+        augment=0.1,
+    ),
+    relate=RelateConfig(radius=5, epochs=1, augment=0.1, every=200),
+    segment=SegmentConfig(
+        width=48, rates=(2, 4, 6), dropout=0.1, learning_rate=1e-3, batch_size=16, epochs=3,
+        augment=0.1, every=100,
+    ),
+)  # fmt: skip
+"""A few minutes on two cores."""
+
+PRESETS = {"phantom": PHANTOM, "chexpert": CHEXPERT, "paper": PAPER}
+ENCODERS = {"resnet18": RESNET18, "resnet50": RESNET50}
+
+
+def read_arguments(description: str, arguments: list[str] | None = None) -> Config:
+    """Returns the settings: a preset, changed by flags. With data the preset is `chexpert`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    name = "phantom"
+    if any(a.split("=")[0] in ("--data-dir", "--data_dir") for a in given):
+        name = "chexpert"
+    for flag, value in zip(given, [*given[1:], ""], strict=True):
+        if flag == "--preset" or flag.startswith("--preset="):
+            name = flag.partition("=")[2] or value
+    default = PRESETS.get(name, PHANTOM)
+    return tyro.cli(Config, default=default, args=given, description=description)

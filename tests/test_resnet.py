@@ -1,0 +1,90 @@
+"""ResNet: sizes, the identity of its shortcuts, and what output stride 16 means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from chexseg_jax.models.backbone import Backbone
+from chexseg_jax.models.resnet import Block, ResNet
+
+
+def images(count=1, height=64, width=64):
+    pixels = np.random.default_rng(0).normal(size=(count, height, width, 3))
+    return jnp.asarray(pixels.astype(np.float32))
+
+
+def tiny(**options):
+    return ResNet(3, **{"blocks": (1, 1, 1, 2), "width": 8, "rngs": nnx.Rngs(0)} | options)
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_stages_have_the_strides_and_channels_they_say(bottleneck):
+    model = tiny(bottleneck=bottleneck)
+    assert isinstance(model, Backbone)
+    stages = model.stages(images(1, 64, 96))
+    for stage, stride, channels in zip(stages, (4, 4, 8, 16, 32), model.channels, strict=True):
+        assert stage.shape == (1, 64 // stride, 96 // stride, channels)
+        assert np.abs(stage).max() > 0.1
+    np.testing.assert_allclose(
+        model(images(1, 64, 96)),
+        stages[-1].mean((1, 2)) @ model.head.kernel[...] + model.head.bias[...][None],
+        atol=1e-5,
+    )
+
+
+def test_a_block_without_residual_passes_its_input_on():
+    model = tiny()
+    model.layers[0][0].norms[-1].scale[...] = jnp.zeros(8)
+    pooled, first, *_ = model.stages(images())
+    np.testing.assert_array_equal(first, pooled)
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_dilation_computes_every_second_cell_apart(bottleneck):
+    model = tiny(bottleneck=bottleneck, output_stride=16)
+    maps = model.stages(images())[3]
+    apart = maps[:, ::2, ::2]
+    for dilated in model.layers[3]:
+        maps = dilated(maps, train=False)
+        close = Block(
+            apart.shape[-1],
+            64,
+            bottleneck=bottleneck,
+            stride=1,
+            dilation=1,
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(1),
+        )
+        nnx.update(close, nnx.state(dilated))
+        apart = close(apart, train=False)
+    np.testing.assert_allclose(maps[:, ::2, ::2], apart, atol=1e-4)
+    np.testing.assert_array_equal(maps, model.features(images()))
+
+
+def test_output_stride_16_changes_the_last_layer_only():
+    usual, dilated, dense = tiny(), tiny(output_stride=16), tiny(output_stride=16, dilated=False)
+    stages = [model.stages(images()) for model in (usual, dilated, dense)]
+    for index in range(4):
+        np.testing.assert_array_equal(stages[1][index], stages[0][index])
+        np.testing.assert_array_equal(stages[2][index], stages[0][index])
+    assert stages[1][4].shape == stages[2][4].shape == (1, 4, 4, 64)
+    assert np.abs(stages[1][4] - stages[2][4]).max() > 0.1
+
+
+def test_training_updates_every_statistic():
+    model = tiny(bottleneck=True)
+    before = jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
+    model(images(2), train=True)
+    after = nnx.state(model, nnx.BatchStat)
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in pairs)
+
+
+def test_sizes_are_torchvisions():
+    def parameters(make):
+        return sum(p.size for p in jax.tree.leaves(nnx.state(nnx.eval_shape(make), nnx.Param)))
+
+    assert parameters(lambda: ResNet(14, rngs=nnx.Rngs(0))) == 11_183_694
+    assert parameters(lambda: ResNet.resnet50(14, rngs=nnx.Rngs(0))) == 23_536_718
