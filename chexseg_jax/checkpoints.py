@@ -6,7 +6,7 @@ Two steps are kept: the newest, to go on from, and the best, to use.
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -37,7 +37,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(

@@ -9,13 +9,13 @@ draw is exact for any rho.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import grain
 import jax
 import numpy as np
 from grain.python import ReadOptions
-from jaxtyping import Num, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from chexseg_jax.images import letterbox, letterbox_masks
@@ -26,6 +26,7 @@ READ = ReadOptions(num_threads=4, prefetch_buffer_size=8)
 """Threads, not processes: decoding releases the interpreter's lock."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by index: `image_id`, `image` uint8 (h, w, 1), `labels` int8 (14,), perhaps `masks`."""
 
@@ -220,8 +221,8 @@ def once(source: Source, size: int) -> Iterator[tuple[dict[str, Shaped[np.ndarra
 
 
 def pad(
-    batch: Mapping[str, Num[np.ndarray, "n *s"]], size: int
-) -> dict[str, Num[np.ndarray, "b *s"]]:
+    batch: Mapping[str, Shaped[np.ndarray, "n *s"]], size: int
+) -> dict[str, Shaped[np.ndarray, "b *s"]]:
     """Returns a batch filled up to `size` with copies of its first example."""
     missing = size - len(next(iter(batch.values())))
     return {

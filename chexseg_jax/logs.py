@@ -48,7 +48,7 @@ class Log:
         self._lines.append(json.dumps({"step": step, **values}))
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a log; a last line that was cut off is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:

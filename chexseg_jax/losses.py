@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Shaped
 
 from chexseg_jax.pathologies import BLANK, OBSERVATIONS, UNCERTAIN
 
@@ -84,7 +84,7 @@ def finding_logits(outputs: Float[Array, "b m"], observations: int) -> Float[Arr
 
 
 def dice(
-    logits: Float[Array, "b h w k"], masks: Num[Array, "b h w k"], known: Num[Array, "b k"]
+    logits: Float[Array, "b h w k"], masks: Shaped[Array, "b h w k"], known: Shaped[Array, "b k"]
 ) -> Float[Array, "k"]:
     """Returns the soft Dice score of each pathology, pooled over the batch.
 

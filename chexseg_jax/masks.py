@@ -113,7 +113,7 @@ def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def fill_polygons(
-    contours: Iterable[Sequence[Sequence[float]]], height: int, width: int
+    contours: Iterable[Sequence[Sequence[float | int]]], height: int, width: int
 ) -> Bool[np.ndarray, "h w"]:
     """Returns the union of filled contours of [x, y] points, outlines included.
 

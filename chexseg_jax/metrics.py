@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 THRESHOLDS: Final = np.arange(20) * 0.05
 """The paper's twenty thresholds, 0 to 0.95; a pixel counts if its probability is strictly greater."""
@@ -60,7 +60,7 @@ def stack(counts: Sequence[Counts]) -> Counts:
     return Counts(*(np.stack([getattr(c, field) for c in counts]) for field in fields))
 
 
-def count(bins: UInt8[np.ndarray, "h w k"], masks: Num[np.ndarray, "h w k"]) -> Counts:
+def count(bins: UInt8[np.ndarray, "h w k"], masks: Shaped[np.ndarray, "h w k"]) -> Counts:
     """Returns one image's counts at every threshold, in one histogram of its `threshold_bins`."""
     width, kinds = len(THRESHOLDS) + 1, masks.shape[-1]
     codes = (masks != 0) * width + bins.astype(np.int64) + 2 * width * np.arange(kinds)
@@ -70,7 +70,7 @@ def count(bins: UInt8[np.ndarray, "h w k"], masks: Num[np.ndarray, "h w k"]) -> 
     return Counts(above[:, 1].T, above.sum(1).T, table[:, 1].sum(-1))
 
 
-def overlap(masks: Bool[np.ndarray, "h w k"], truths: Num[np.ndarray, "h w k"]) -> Counts:
+def overlap(masks: Bool[np.ndarray, "h w k"], truths: Shaped[np.ndarray, "h w k"]) -> Counts:
     """Returns one image's counts of masks that need no threshold, on an axis of length one."""
     drawn = truths != 0
     return Counts((masks & drawn).sum((0, 1))[None], masks.sum((0, 1))[None], drawn.sum((0, 1)))

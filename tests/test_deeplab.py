@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chexseg_jax.models.deeplab import DeepLabV3Plus, drop
+from chexseg_jax.models.deeplab import DeepLabV3Plus, Pyramid, drop
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.layers import resize
 from chexseg_jax.models.resnet import ResNet
@@ -17,6 +17,11 @@ def images(count=2, height=64, width=96):
     return jnp.asarray(pixels.astype(np.float32))
 
 
+@jax.jit
+def segment(model, images):
+    return model(images)
+
+
 @pytest.fixture
 def model():
     backbone = ResNet(3, blocks=(1, 1, 1, 1), width=8, output_stride=16, rngs=nnx.Rngs(0))
@@ -24,31 +29,35 @@ def model():
 
 
 def test_logits_are_the_parts_one_after_the_other(model):
-    _, fine, _, _, coarse = model.backbone.stages(images())
-    pyramid = model.pyramid
-    levels = [level(coarse, train=False) for level in pyramid.levels]
-    pooled = pyramid.pool(coarse.mean((1, 2), keepdims=True), train=False)
-    levels.append(jnp.tile(pooled, (1, 4, 6, 1)))
-    context = pyramid.project(jnp.concatenate(levels, -1), train=False)
-    context = resize(model.refine(context, train=False), 16, 24, corners=True)
-    fused = jnp.concatenate([context, model.low_level(fine, train=False)], -1)
-    logits = model.head(model.fuse(fused, train=False))
-    expected = resize(logits, 64, 96, corners=True)
+    @jax.jit
+    def by_parts(model):
+        _, fine, _, _, coarse = model.backbone.stages(images())
+        pyramid = model.pyramid
+        levels = [level(coarse, train=False) for level in pyramid.levels]
+        pooled = pyramid.pool(coarse.mean((1, 2), keepdims=True), train=False)
+        levels.append(jnp.tile(pooled, (1, 4, 6, 1)))
+        context = pyramid.project(jnp.concatenate(levels, -1), train=False)
+        context = resize(model.refine(context, train=False), 16, 24, corners=True)
+        fused = jnp.concatenate([context, model.low_level(fine, train=False)], -1)
+        logits = model.head(model.fuse(fused, train=False))
+        return resize(logits, 64, 96, corners=True)
+
+    expected = by_parts(model)
     assert np.ptp(expected) > 0.01
-    np.testing.assert_allclose(model(images()), expected, atol=1e-5)
+    np.testing.assert_allclose(segment(model, images()), expected, atol=1e-5)
 
 
 def test_a_head_of_zeros_gives_its_bias_everywhere(model):
     model.head.kernel[...] = jnp.zeros_like(model.head.kernel[...])
     model.head.bias[...] = jnp.asarray([1.0, -2.0, 3.0, 0.5])
-    logits = model(images())
+    logits = segment(model, images())
     expected = np.broadcast_to([1, -2, 3, 0.5], (2, 64, 96, 4))
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
 def test_wide_rates_on_a_small_map_are_pointwise(model):
     """At rates beyond the map only the centre tap sees anything (4 x 6 cells here)."""
-    coarse = model.backbone.features(images())
+    coarse = jax.random.normal(jax.random.key(0), (2, 4, 6, 64))
     wide = model.pyramid.levels[2]
     tap = wide.depthwise.kernel[...][1, 1, 0]
     expected = jax.nn.relu(wide.norm(wide.conv(coarse * tap[None, None, None]), train=False))
@@ -78,23 +87,33 @@ def test_training_needs_a_key_and_depends_on_it(model):
 
 def test_a_batch_of_one_image_trains():
     """The pyramid's pool then normalises a single cell, where PyTorch refuses."""
+    pyramid = Pyramid(5, 8, (1, 2), 0.5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(pyramid, nnx.Param, ...)
+    coarse = jax.random.normal(jax.random.key(0), (1, 2, 3, 5))
+
+    @jax.jit
+    def gradients_of(params, coarse):
+        def loss(params, coarse):
+            network = nnx.merge(graph, params, rest, copy=True)
+            maps = network(coarse, train=True, key=jax.random.key(0))
+            return jnp.square(maps).sum(), nnx.state(network, nnx.BatchStat)
+
+        return jax.grad(loss, (0, 1), has_aux=True)(params, coarse)
+
+    gradients, statistics = gradients_of(params, coarse)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert np.abs(gradients[1]).max() > 0
+    np.testing.assert_allclose(statistics["pool"]["norm"]["var"][...], 0.9, rtol=1e-6)
+
+
+def test_a_densenet_will_do():
     backbone = DenseNet(
         1, blocks=(1, 1, 1, 1), growth=4, stem=8, output_stride=16, rngs=nnx.Rngs(0)
     )
     model = DeepLabV3Plus(backbone, outputs=2, width=8, low_level=4, rngs=nnx.Rngs(1))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-    @jax.jit
-    def gradients_of(params):
-        def loss(params):
-            network = nnx.merge(graph, params, rest, copy=True)
-            return jnp.square(network(images(1), train=True, key=jax.random.key(0))).mean()
-
-        return jax.grad(loss)(params)
-
-    gradients = gradients_of(params)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
-    assert np.abs(gradients["backbone"]["stem"]["kernel"][...]).max() > 0
+    logits = segment(model, images(1))
+    assert logits.shape == (1, 64, 96, 2)
+    assert np.ptp(logits) > 0.01
 
 
 def test_size_is_the_originals():

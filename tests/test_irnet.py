@@ -16,6 +16,16 @@ def images(count=2, height=48, width=64):
     return jnp.asarray(pixels.astype(np.float32))
 
 
+@jax.jit
+def outputs(model, images):
+    return model(images)
+
+
+@jax.jit
+def boundaries(model, images):
+    return model.boundaries(images)
+
+
 @pytest.fixture(scope="module")
 def model():
     backbone = ResNet(3, blocks=(1, 1, 1, 1), width=8, output_stride=16, rngs=nnx.Rngs(0))
@@ -43,18 +53,19 @@ def test_only_the_heads_are_trained(model):
 
 
 def test_boundaries_mirror_with_the_image(model):
-    mirrored = model.boundaries(images()[:, :, ::-1])
-    np.testing.assert_allclose(mirrored[:, :, ::-1], model.boundaries(images()), atol=1e-6)
-    edges, _ = model(images())
-    other, _ = model(images()[:, :, ::-1])
+    mirrored = boundaries(model, images()[:, :, ::-1])
+    np.testing.assert_allclose(mirrored[:, :, ::-1], boundaries(model, images()), atol=1e-6)
+    edges, _ = outputs(model, images())
+    other, _ = outputs(model, images()[:, :, ::-1])
     expected = jax.nn.sigmoid((edges + other[:, :, ::-1]) / 2)
-    np.testing.assert_allclose(model.boundaries(images()), expected, atol=1e-6)
+    np.testing.assert_allclose(boundaries(model, images()), expected, atol=1e-6)
     assert np.ptp(expected) > 0.01
 
 
 def test_stages_may_be_computed_before(model):
-    apart = model.from_features(model.backbone.stages(images()))
-    together = model(images())
+    stages = jax.jit(lambda model: model.backbone.stages(images()))(model)
+    apart = jax.jit(lambda model: model.from_features(stages))(model)
+    together = outputs(model, images())
     assert together[0].shape == (2, 12, 16)
     assert together[1].shape == (2, 12, 16, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), apart, together)
@@ -64,17 +75,16 @@ def test_displacements_are_centred_outside_training(model):
     graph, state = nnx.split(model)
     shifted = nnx.merge(graph, state, copy=True)
     shifted.heads.mean_shift[...] = jnp.asarray([1.0, -2.0])
-    stages = model.stages(images())
-    expected = model.from_features(stages)[1] - jnp.asarray([1.0, -2.0]).reshape(1, 1, 1, 2)
-    np.testing.assert_allclose(shifted.from_features(stages)[1], expected, atol=1e-6)
-    np.testing.assert_allclose(
-        shifted.from_features(stages, train=True)[1], model.from_features(stages)[1], atol=1e-6
-    )
+    centred = outputs(model, images())[1]
+    expected = centred - jnp.asarray([1.0, -2.0]).reshape(1, 1, 1, 2)
+    np.testing.assert_allclose(outputs(shifted, images())[1], expected, atol=1e-6)
+    training = jax.jit(lambda model: model(images(), train=True))
+    np.testing.assert_allclose(training(shifted)[1], centred, atol=1e-6)
 
 
 def test_any_backbone_and_any_size_will_do():
     backbone = DenseNet(3, blocks=(1, 1, 1, 1), growth=4, stem=8, rngs=nnx.Rngs(0))
-    edges, shifts = IRNet(backbone, rngs=nnx.Rngs(1))(images(1, 40, 72))
+    edges, shifts = outputs(IRNet(backbone, rngs=nnx.Rngs(1)), images(1, 40, 72))
     assert edges.shape == (1, 10, 18)
     assert shifts.shape == (1, 10, 18, 2)
     assert np.ptp(edges) > 0.01

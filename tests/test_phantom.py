@@ -1,5 +1,6 @@
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES, canonical
 from datasets.phantom import write, write_phantoms
 from datasets.phantom.anatomy import sample_build
 from datasets.phantom.canvas import sample_canvas
-from datasets.phantom.curves import ribbon, smooth
+from datasets.phantom.curves import clip, ribbon, smooth
 from datasets.phantom.film import film_ids, make_film
 from datasets.phantom.finding import Finding
 from datasets.phantom.frontal import frontal_chest
@@ -115,6 +116,9 @@ def test_masks_are_their_polygons(root: Path, short: str):
             filled = fill_polygons(contours[key].get(name, ()), height, width)
             np.testing.assert_array_equal(decode_rle(rle), filled)
             assert filled.any() == (name in contours[key])
+            for contour in contours[key].get(name, ()):
+                assert (np.array(contour) >= 0).all()
+                assert (np.array(contour) <= [width - 1, height - 1]).all()
 
 
 @pytest.mark.parametrize(("split", "short"), [("valid", "val"), ("test", "test")])
@@ -197,6 +201,18 @@ def test_films_do_not_depend_on_workers_or_on_their_number(tmp_path: Path):
 def test_another_seed_is_another_film():
     one, two = (make_film(seed, film_ids(0, "valid", 1)[0], 64).pixels for seed in (0, 1))
     assert one.shape != two.shape or (one != two).any()
+
+
+def test_two_frontals_of_a_study_show_the_same():
+    films = film_ids(0, "train", 400)
+    pairs = [(a, b) for a, b in pairwise(films) if b.view == 2 and not b.lateral]
+    assert len(pairs) > 5
+    for pair in pairs:
+        one, two = (make_film(0, film_id, 64) for film_id in pair)
+        assert one.labels == two.labels
+        assert {k: len(v) for k, v in one.truth.items()} == {
+            k: len(v) for k, v in two.truth.items()
+        }
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch):
@@ -289,3 +305,11 @@ def test_a_ribbon_has_its_width():
     outline = ribbon(np.array([(0.0, 0.0), (1.0, 0.0), (2.0, 0.0)]), 0.5)
     expected = [(0, 0.25), (1, 0.25), (2, 0.25), (2, -0.25), (1, -0.25), (0, -0.25)]
     np.testing.assert_allclose(outline, expected)
+
+
+def test_an_outline_ends_at_the_border():
+    square = np.array([(-2.0, 1.0), (2.0, 1.0), (2.0, 3.0), (-2.0, 3.0)])
+    expected = {(0, 1), (2, 1), (2, 3), (0, 3)}
+    assert {tuple(point) for point in clip(square, 10, 10)} == expected
+    np.testing.assert_array_equal(clip(square + 2, 10, 10), square + 2)
+    assert len(clip(square - 20, 10, 10)) == 0

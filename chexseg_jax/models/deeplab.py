@@ -67,12 +67,12 @@ class Pyramid(nnx.Module):
     def __call__(
         self, maps: Float[Array, "b h w c"], *, train: bool, key: jax.Array | None
     ) -> Float[Array, "b h w o"]:
-        """Returns the maps seen at every rate and as a whole."""
+        """Returns the maps seen at every rate and as a whole; drops out in training, with a key."""
         levels = [level(maps, train=train) for level in self.levels]
         means = maps.astype(jnp.float32).mean((1, 2), keepdims=True).astype(maps.dtype)
         levels.append(jnp.broadcast_to(self.pool(means, train=train), levels[0].shape))
         projected = self.project(jnp.concatenate(levels, -1), train=train)
-        return drop(projected, self.dropout, key) if train and self.dropout else projected
+        return projected if key is None or not train else drop(projected, self.dropout, key)
 
 
 class DeepLabV3Plus(nnx.Module):
@@ -110,7 +110,12 @@ class DeepLabV3Plus(nnx.Module):
             images: their sides are multiples of the backbone's output stride.
             train: whether to drop out, and to use and update batch statistics.
             key: for dropout; needed if `train`.
+
+        Raises:
+            ValueError: there is no key.
         """
+        if train and key is None:
+            raise ValueError("dropout needs a key: pass key=... when train=True")
         _, fine, _, _, coarse = self.backbone.stages(images, train=train)
         context = self.refine(self.pyramid(coarse, train=train, key=key), train=train)
         context = resize(context, *fine.shape[1:3], corners=True)
@@ -120,15 +125,7 @@ class DeepLabV3Plus(nnx.Module):
         return resize(logits, *images.shape[1:3], corners=True)
 
 
-def drop(
-    maps: Float[Array, "b h w c"], rate: float, key: jax.Array | None
-) -> Float[Array, "b h w c"]:
-    """Returns maps with a share `rate` of the values zeroed and the others scaled up.
-
-    Raises:
-        ValueError: there is no key.
-    """
-    if key is None:
-        raise ValueError("dropout needs a key: pass key=... when train=True")
+def drop(maps: Float[Array, "b h w c"], rate: float, key: jax.Array) -> Float[Array, "b h w c"]:
+    """Returns maps with a share `rate` of the values zeroed and the others scaled up."""
     kept = jax.random.bernoulli(key, 1 - rate, maps.shape)
     return jnp.where(kept, maps / (1 - rate), jnp.zeros_like(maps))

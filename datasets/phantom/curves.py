@@ -51,3 +51,24 @@ def blob(
     swell = np.clip(swell, 0.6, 1.4)
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)
     return np.asarray(centre)[None] + circle * swell[:, None] * np.asarray(radii)[None]
+
+
+def clip(outline: Points, width: int, height: int) -> Points:
+    """Returns the part of an outline on a film whose pixel centres span [0, w - 1] x [0, h - 1].
+
+    Sutherland and Hodgman's method: one border after another; where an outline leaves and returns it
+    follows the border.
+    """
+    for axis, sign, bound in ((0, 1, 0), (0, -1, 1 - width), (1, 1, 0), (1, -1, 1 - height)):
+        inside = sign * outline[:, axis] - bound
+        if (inside >= 0).all():
+            continue
+        kept = []
+        for k, (point, depth) in enumerate(zip(outline, inside, strict=True)):
+            if (depth >= 0) != (inside[k - 1] >= 0):
+                share = depth / (depth - inside[k - 1])
+                kept.append(point + share * (outline[k - 1] - point))
+            if depth >= 0:
+                kept.append(point)
+        outline = np.array(kept).reshape(-1, 2)
+    return outline

@@ -91,6 +91,7 @@ def make_film(seed: int, film: FilmId, short_side: int) -> Film:
     by_patient = np.random.default_rng([*key, 1])
     by_study = np.random.default_rng([*key, film.study, 2])
     by_film = np.random.default_rng([*key, film.study, film.view, 3])
+    by_place = np.random.default_rng([*key, film.study, 5])  # the same on two frontals
     by_reader = np.random.default_rng([*key, film.study, film.view, 4])
 
     female = bool(by_patient.random() < 0.42)
@@ -104,7 +105,7 @@ def make_film(seed: int, film: FilmId, short_side: int) -> Film:
     labels = true_labels(findings) if truth else reported_labels(by_study, findings)
 
     chest = sample_chest(by_film, build, severity, lateral=film.lateral, ap=ap)
-    drawn = place_findings(by_film, chest, severity, findings)
+    drawn = place_findings(by_place, chest, severity, findings)
     canvas = sample_canvas(by_film, short_side)
     pixels = render(by_film, chest, drawn, canvas)
     return Film(

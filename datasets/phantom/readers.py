@@ -7,7 +7,7 @@ import numpy as np
 
 from chexseg_jax.pathologies import PATHOLOGIES
 from datasets.phantom.canvas import Canvas
-from datasets.phantom.curves import Points
+from datasets.phantom.curves import Points, clip
 from datasets.phantom.finding import Finding
 from datasets.phantom.labels import CAUSES
 
@@ -40,9 +40,8 @@ def draw(
         missed = rng.random() < reader.misses
         outlines = [_outline(rng, reader.tremor, region) for region in finding.regions]
         if not missed:
-            own[finding.observation] = [
-                np.round(canvas.pixels(outline), 2).tolist() for outline in outlines
-            ]
+            pixels = [clip(canvas.pixels(o), canvas.width, canvas.height) for o in outlines]
+            own[finding.observation] = [np.round(p, 2).tolist() for p in pixels if len(p)]
     seen: Contours = {}
     for name in PATHOLOGIES:
         # As in CheXlocalize, a cause's contours are appended to those of its consequence.

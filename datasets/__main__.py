@@ -1,0 +1,102 @@
+"""Prepares data: python -m datasets {chexpert,chexlocalize,phantom} --data-dir data.
+
+    python -m datasets chexpert --raw ~/CheXpert-v1.0-small --data-dir data --workers 16
+    python -m datasets chexlocalize --raw ~/CheXlocalize --data-dir data
+    python -m datasets phantom --data-dir phantoms
+
+Images, tables and masks are checked on the way; the first fault is reported with its file, row and
+column and what to do about it, and nothing half-written is left behind.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from datasets.errors import DataError
+from datasets.prepare import prepare, prepare_phantoms
+from datasets.sources import available, open_source
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one preparation and returns the exit status."""
+    options = _parser().parse_args(arguments)
+    started = time.monotonic()
+    try:
+        if options.name == "phantom":
+            prepare_phantoms(
+                options.data_dir,
+                seed=options.seed,
+                train=options.train,
+                valid=options.valid,
+                test=options.test,
+                short_side=options.short_side,
+                workers=options.workers,
+            )
+        else:
+            resize = {"resize_masks": options.resize_masks} if "resize_masks" in options else {}
+            prepare(options.name, options.raw, options.data_dir, workers=options.workers, **resize)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, splits in available(options.data_dir).items():
+        counts = [f"{split} {len(open_source(options.data_dir, name, split))}" for split in splits]
+        print(f"{name}: {', '.join(counts)}")
+    print(f"{options.data_dir}, {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m datasets", description=__doc__, formatter_class=plain
+    )
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    chexpert = names.add_parser(
+        "chexpert",
+        help="images with fourteen image-level labels",
+        description="Reads CheXpert-v1.0-small, CheXpert-v1.0, the folders of the full-size download "
+        "(CheXpert-v1.0 batch 1 ...), or CheXlocalize's CheXpert/{val,test}.",
+    )
+    chexlocalize = names.add_parser(
+        "chexlocalize",
+        help="validation and test images with experts' masks",
+        description="Reads CheXlocalize's gt_segmentations_{val,test}.json (or gt_annotations) and, "
+        "if there, hb_segmentations_test.json, with the images in CheXpert/{val,test} beside them.",
+    )
+    chexlocalize.add_argument(
+        "--resize-masks",
+        action="store_true",
+        help="fit masks to images of another size, such as CheXpert-v1.0-small's, which are refused "
+        "otherwise; scores at native size are then not comparable",
+    )
+    phantom = names.add_parser(
+        "phantom",
+        help="synthetic chests, and both data sets from them",
+        description="Draws chests into DATA_DIR/raw-phantom, in CheXpert's layout, and prepares both "
+        "data sets from them. Done already with the same options, it does nothing.",
+    )
+    for command in (chexpert, chexlocalize):
+        command.add_argument(
+            "--raw", type=Path, required=True, help="the folder of the download, or its parent"
+        )
+    for option, default, what in (
+        ("--seed", 17, "of everything drawn"),
+        ("--train", 600, "images with weak labels"),
+        ("--valid", 234, "images with an expert's masks"),
+        ("--test", 200, "the same, for the end"),
+        ("--short-side", 256, "of the images, in pixels"),
+    ):
+        phantom.add_argument(option, type=int, default=default, help=f"{what} ({default})")
+    for command in (chexpert, chexlocalize, phantom):
+        command.add_argument(
+            "--data-dir", type=Path, required=True, help="where prepared data goes"
+        )
+        command.add_argument(
+            "--workers", type=int, default=0, help="processes; 0, the default, is this one"
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

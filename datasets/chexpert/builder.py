@@ -1,0 +1,78 @@
+"""CheXpert's images and image-level labels as a TFDS data set.
+
+TFDS ships a builder named `chexpert`, which renumbers the labels, loses their names, decodes grey as
+three channels and takes truncated files; ours is registered as `chexpert_weak`, for its labels are weak.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from chexseg_jax.pathologies import OBSERVATIONS
+from datasets.films import Film, Picture, check_patients, find_films, read_picture
+from datasets.layout import find_tables
+from datasets.shards import Example, ShardedBuilder
+from datasets.tables import PROJECTIONS, SEXES, VIEWS, read_rows
+
+
+class ChexpertWeak(ShardedBuilder):
+    """Chest X-rays with fourteen observations: 1 present, 0 absent, -1 uncertain, -2 not mentioned."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Request CheXpert from Stanford AIMI, unpack it, and give its folder as manual_dir.
+    """
+
+    def find_items(self, raw: Path) -> Mapping[str, Sequence[Film]]:
+        """Returns the images of every split that is there."""
+        tables = find_tables(raw)
+        rows = {split: read_rows(table.csv, split) for split, table in tables.items()}
+        check_patients([(tables[split], rows[split]) for split in tables])
+        return {
+            split: find_films(tables[split], rows[split], raw, progress=self.progress)
+            for split in tables
+        }
+
+    @staticmethod
+    def make_features() -> tfds.features.FeaturesDict:
+        """Returns the features of an image and its labels."""
+        return tfds.features.FeaturesDict(film_features())
+
+    @staticmethod
+    def make_example(item: Film) -> Example:
+        """Returns one image and its labels."""
+        return film_example(item, read_picture(item))
+
+
+def film_features() -> dict[str, Any]:
+    """Returns the features that every image has in both data sets."""
+    return {
+        "image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg"),
+        "image_id": tfds.features.Text(),
+        "patient": tfds.features.Text(),
+        "study": tfds.features.Text(),
+        "view": tfds.features.ClassLabel(names=VIEWS),
+        "sex": tfds.features.ClassLabel(names=SEXES),
+        "age": tfds.features.Scalar(np.int16),
+        "projection": tfds.features.ClassLabel(names=PROJECTIONS),
+        "labels": {name: tfds.features.Scalar(np.int8) for name in OBSERVATIONS},
+    }
+
+
+def film_example(film: Film, picture: Picture) -> Example:
+    """Returns what both data sets say of an image."""
+    row = film.row
+    return {
+        "image": picture.jpeg,
+        "image_id": row.image_id,
+        "patient": row.patient,
+        "study": row.study,
+        "view": row.view,
+        "sex": row.sex,
+        "age": row.age,
+        "projection": row.projection,
+        "labels": dict(zip(OBSERVATIONS, row.labels, strict=True)),
+    }

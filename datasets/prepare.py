@@ -1,0 +1,123 @@
+"""Raw folders to prepared data, whole or not at all."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import tensorflow_datasets as tfds
+
+from datasets.errors import DataError
+from datasets.phantom import write_phantoms
+from datasets.sources import BUILDERS, folder_of
+
+RAW_PHANTOM: Final = "raw-phantom"
+PHANTOM: Final = "phantom.json"
+"""What phantoms were made with; written last, so that it stands for all of them."""
+
+
+def prepare(
+    name: str, raw: Path, data_dir: Path, *, workers: int = 0, resize_masks: bool = False
+) -> None:
+    """Reads a download and writes the records that `open_source` opens.
+
+    Args:
+        name: `chexpert` or `chexlocalize`.
+        raw: the folder of the download, or the one that holds it.
+        data_dir: where prepared data goes.
+        workers: processes; 0 is this one.
+        resize_masks: fit masks to images of another size, as CheXpert-v1.0-small's are, rather than
+            refuse them.
+
+    Raises:
+        DataError: the input is wrong, or the data is there already. Nothing is left behind.
+    """
+    target = folder_of(data_dir, name)
+    if target.exists():
+        raise DataError(f"{target}: is there already; remove it to prepare {name} again")
+    if not raw.is_dir() or not any(raw.iterdir()):
+        raise DataError(f"{raw}: no such folder, or empty; give --raw the folder of the download")
+    options = {"resize_masks": resize_masks} if name == "chexlocalize" else {}
+    with _aside(data_dir) as folder:
+        builder: Any = BUILDERS[name](data_dir=folder, workers=workers, **options)
+        builder.download_and_prepare(
+            download_dir=folder / "downloads",
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=raw,
+                try_download_gcs=False,
+                compute_stats=tfds.download.ComputeStatsMode.SKIP,
+            ),
+            file_format="array_record",
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder_of(folder, name).rename(target)
+
+
+def prepare_phantoms(
+    data_dir: Path,
+    *,
+    seed: int,
+    train: int,
+    valid: int,
+    test: int,
+    short_side: int,
+    workers: int = 0,
+) -> None:
+    """Makes synthetic chests and prepares both data sets from them; done already, does nothing.
+
+    Phantoms made with other arguments are replaced.
+
+    Raises:
+        DataError: `data_dir` holds something that is not phantoms.
+    """
+    made_with = {
+        "seed": seed,
+        "train": train,
+        "valid": valid,
+        "test": test,
+        "short_side": short_side,
+        **{name: str(builder.VERSION) for name, builder in BUILDERS.items()},
+    }
+    if _made_with(data_dir) == made_with:
+        return
+    if _made_with(data_dir) is None and data_dir.exists() and any(data_dir.iterdir()):
+        raise DataError(
+            f"{data_dir}: holds other things than phantoms; choose another --data-dir for them"
+        )
+    with _aside(data_dir.parent) as folder:
+        ready = folder / "ready"
+        raw = ready / RAW_PHANTOM
+        sizes = {"train": train, "valid": valid, "test": test}
+        write_phantoms(raw, seed=seed, **sizes, short_side=short_side, workers=workers)
+        for name in BUILDERS:
+            prepare(name, raw, ready, workers=workers)
+        (ready / PHANTOM).write_text(json.dumps(made_with, indent=2) + "\n")
+        if _made_with(data_dir) == made_with:  # by another process, meanwhile
+            return
+        if data_dir.exists():
+            data_dir.rename(folder / "old")
+        ready.rename(data_dir)
+
+
+def _made_with(data_dir: Path) -> dict[str, Any] | None:
+    """Returns what the phantoms in a folder were made with, if they are there and whole."""
+    path = data_dir / PHANTOM
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+@contextmanager
+def _aside(data_dir: Path) -> Iterator[Path]:
+    """Gives a folder on the same disk as `data_dir`, gone afterwards, as are folders made for it."""
+    new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".preparing-", dir=data_dir))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for made in new:
+            with suppress(OSError):  # what was made for a success stays
+                made.rmdir()

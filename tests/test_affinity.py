@@ -1,0 +1,151 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chexseg_jax.affinity import affinities, pair_losses, paths, random_walk
+
+
+def dense_walk(maps, bounds, radius, beta, steps):
+    """The walk as its definition has it: a dense transition matrix, raised to a power, in float64."""
+    height, width = bounds.shape
+    cells = height * width
+    alike = np.eye(cells)
+    for path in paths(radius):
+        for y in range(height):
+            for x in range(width):
+                points = [(y + dy, x + dx) for dy, dx in path]
+                if all(0 <= py < height and 0 <= px < width for py, px in points):
+                    strongest = max(bounds[p] for p in points)
+                    here, there = y * width + x, points[0][0] * width + points[0][1]
+                    alike[here, there] = alike[there, here] = 1 - strongest
+    transition = alike**beta
+    transition /= transition.sum(0, keepdims=True)
+    start = (maps * (1 - bounds)[..., None]).reshape(cells, -1)
+    walked = start.T @ np.linalg.matrix_power(transition, steps)
+    return walked.T.reshape(maps.shape)
+
+
+def grid(height=7, width=6, kinds=3, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.random((height, width, kinds)), generator.random((height, width)) * 0.9
+
+
+@pytest.mark.parametrize("radius", [2, 3, 5])
+@pytest.mark.parametrize("steps", [1, 8, 256])
+def test_walk_is_a_power_of_the_transition_matrix(radius, steps):
+    maps, bounds = grid()
+    expected = dense_walk(maps, bounds, radius, 4.0, steps)
+    walked = random_walk(
+        jnp.float32(maps)[None], jnp.float32(bounds)[None], radius=radius, beta=4.0, steps=steps
+    )
+    np.testing.assert_allclose(walked[0], expected, atol=1e-5 if steps < 256 else 5e-5)
+
+
+def test_walk_on_three_cells_by_hand():
+    # Cells in a row, no boundary: the ends see 2 cells, the middle sees 3, all alike.
+    walked = random_walk(
+        jnp.array([[[[6.0], [0.0], [0.0]]]]), jnp.zeros((1, 1, 3)), radius=2, beta=1.0, steps=1
+    )
+    np.testing.assert_allclose(walked[0, 0, :, 0], [3.0, 2.0, 0.0], atol=1e-6)
+
+
+def test_a_wall_stops_the_walk():
+    maps = jnp.zeros((1, 5, 5, 1)).at[0, :, 0, 0].set(1.0)
+    bounds = jnp.zeros((1, 5, 5)).at[0, :, 2].set(1.0)
+    walked = random_walk(maps, bounds, radius=4, beta=8.0, steps=64)
+    assert float(walked[0, :, 3:].max()) == 0.0
+    assert float(walked[0, :, :2].min()) > 0.1
+
+
+def test_walk_mirrors_with_its_image():
+    maps, bounds = grid()
+    walk = jax.jit(lambda m, b: random_walk(m, b, radius=3, beta=5.0, steps=8))
+    straight = walk(jnp.float32(maps)[None], jnp.float32(bounds)[None])
+    mirrored = walk(jnp.float32(maps)[None, :, ::-1], jnp.float32(bounds)[None, :, ::-1])
+    np.testing.assert_allclose(mirrored[:, :, ::-1], straight, atol=1e-6)
+
+
+def test_paths_run_from_the_neighbour_to_the_origin():
+    assert {path[0] for path in paths(2)} == {(0, 1), (1, -1), (1, 0), (1, 1)}
+    assert [len(paths(radius)) for radius in (3, 5, 10)] == [12, 34, 152]
+    for path in paths(5):
+        assert path[-1] == (0, 0)
+        assert len(set(path)) == len(path)
+
+
+def test_affinity_is_one_minus_the_greatest_boundary_on_the_path():
+    bounds = np.zeros((1, 4, 4), np.float32)
+    bounds[0, 1, 1] = 0.25
+    found = affinities(jnp.asarray(bounds), 3)
+    across = [path[0] for path in paths(3)].index((0, 2))
+    assert float(found[across, 0, 1, 0]) == 0.75
+    assert float(found[across, 0, 0, 0]) == 1.0
+    assert float(found[across, 0, 0, 3]) == 0.0  # its neighbour lies beyond the border
+
+
+def slow_terms(edge_logits, displacements, labels, radius):
+    """IRNet's loss terms pair by pair, in float64."""
+    bounds = 1 / (1 + np.exp(-edge_logits.astype(np.float64)))
+    height, width, kinds = labels.shape
+    reach, sums = radius - 1, np.zeros((8, kinds))
+    for path in paths(radius):
+        dy, dx = path[0]
+        for y in range(height - reach):
+            for x in range(reach, width - reach):
+                alike = 1 - max(bounds[y + py, x + px] for py, px in path)
+                moved = displacements[y, x] - displacements[y + dy, x + dx]
+                for k in range(kinds):
+                    pair = {int(labels[y, x, k]), int(labels[y + dy, x + dx, k])}
+                    if pair == {0}:
+                        sums[0, k] -= np.log(alike + 1e-5)
+                        sums[4, k] += np.abs(moved).sum()
+                        sums[5, k] += 1
+                    elif pair == {1}:
+                        sums[1, k] -= np.log(alike + 1e-5)
+                        sums[3, k] += np.abs(moved - [dy, dx]).sum()
+                        sums[6, k] += 1
+                    elif pair == {0, 1}:
+                        sums[2, k] -= np.log(1 + 1e-5 - alike)
+                        sums[7, k] += 1
+    return sums
+
+
+def test_loss_terms_pair_by_pair():
+    generator = np.random.default_rng(1)
+    edges = generator.normal(size=(8, 9)).astype(np.float32)
+    shifts = generator.normal(size=(8, 9, 2)).astype(np.float32)
+    labels = generator.choice([-1, 0, 1, 255], size=(8, 9, 2))
+    sums = slow_terms(edges, shifts, labels, 4)
+    found = pair_losses(*(jnp.asarray(v)[None] for v in (edges, shifts, labels)), 4)
+    for row, name in enumerate(("background_pairs", "disease_pairs", "boundary_pairs"), start=5):
+        np.testing.assert_array_equal(found[name], sums[row])
+    ground, disease, differ = sums[5:]
+    expected = {
+        "background": sums[0] / ground,
+        "disease": sums[1] / disease,
+        "boundary": sums[2] / differ,
+        "disease_displacement": sums[3] / (2 * disease),
+        "background_displacement": sums[4] / (2 * ground),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+    total = (
+        (expected["background"] + expected["disease"]) / 2
+        + expected["boundary"]
+        + expected["disease_displacement"]
+        + expected["background_displacement"]
+    ) / 2
+    np.testing.assert_allclose(found["total"], total, rtol=1e-5)
+
+
+def test_no_pairs_no_loss_and_no_nan():
+    labels = jnp.full((1, 8, 8, 1), -1)
+    terms = pair_losses(jnp.zeros((1, 8, 8)), jnp.zeros((1, 8, 8, 2)), labels, 3)
+    assert float(terms["total"][0]) == 0.0
+
+
+def test_a_grid_too_small_for_the_radius_is_refused():
+    labels = jnp.zeros((1, 8, 8, 1), jnp.int32)
+    with pytest.raises(ValueError, match="8, 8.*radius 10"):
+        pair_losses(jnp.zeros((1, 8, 8)), jnp.zeros((1, 8, 8, 2)), labels, 10)

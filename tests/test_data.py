@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+
+from chexseg_jax.data import (
+    Mapped,
+    Subset,
+    augment,
+    batched,
+    choose,
+    endless,
+    framed,
+    mix,
+    once,
+    pad,
+)
+
+
+class Numbers:
+    """Sixty examples that say who they are: their picture's grey level."""
+
+    fingerprint = "numbers"
+
+    def __init__(self, start=0, count=60):
+        self.start, self.count, self.reads = start, count, 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.reads += 1
+        number = self.start + int(index)
+        image = np.full((40, 32, 1), number, np.uint8)
+        masks = np.zeros((40, 32), np.uint16)
+        masks[8:16, 8:16] = 1
+        return {
+            "image_id": f"p{number}",
+            "image": image,
+            "labels": np.full(14, index % 2, np.int8),
+            "masks": masks,
+        }
+
+
+def sources(dataset, count):
+    """Which source each of the first examples came from: 1 expert, 0 pseudo."""
+    return np.array([dataset[i]["images"].max() >= 100 for i in range(count)])
+
+
+def mixture(rho, seed=0):
+    expert = endless(framed(Numbers(100), 16), seed)
+    pseudo = endless(framed(Numbers(1), 16), seed + 1)
+    return mix(expert, pseudo, rho, seed)
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.37, 0.5, 0.85, 0.9, 0.99])
+def test_rho_is_the_chance_of_an_expert(rho):
+    drawn = sources(mixture(rho), 2000)
+    assert abs(drawn.mean() - rho) < 4 * np.sqrt(rho * (1 - rho) / 2000)
+    runs = np.diff(np.flatnonzero(np.diff(drawn.astype(int))))
+    assert len(set(runs.tolist())) > 3  # drawn, not dealt out in turn
+
+
+@pytest.mark.parametrize(("rho", "expert"), [(0.0, 0), (1.0, 500)])
+def test_the_ends_see_one_source(rho, expert):
+    assert sources(mixture(rho), 500).sum() == expert
+
+
+def test_near_rhos_differ():
+    # The release's tenths make these the same.
+    assert (sources(mixture(0.85), 2000) != sources(mixture(0.8), 2000)).any()
+
+
+def test_a_mix_is_a_function_of_seed_and_index():
+    first, again, other = mixture(0.6), mixture(0.6), mixture(0.6, seed=1)
+    for index in (0, 7, 555):
+        np.testing.assert_array_equal(first[index]["images"], again[index]["images"])
+    assert (sources(first, 200) != sources(other, 200)).any()
+
+
+@pytest.mark.parametrize("rho", [-0.1, 1.5, float("nan")])
+def test_rho_outside_the_unit_interval_is_refused(rho):
+    with pytest.raises(ValueError, match="rho must lie in"):
+        mixture(rho)
+
+
+def test_an_epoch_sees_everything_once_and_the_next_in_another_order():
+    dataset = endless(framed(Numbers(), 16), 3)
+    epochs = [[int(dataset[i]["images"].max()) for i in range(s, s + 60)] for s in (0, 60)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(60))
+    assert epochs[0] != epochs[1]
+
+
+def test_resuming_is_slicing():
+    dataset = batched(mixture(0.5), 8)
+    whole = [batch["images"] for batch in dataset[:6]]
+    later = [batch["images"] for batch in dataset[3:6]]
+    np.testing.assert_array_equal(whole[3:], later)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    with pytest.raises(ValueError, match="batch of 12 .* 8 devices"):
+        batched(mixture(0.5), 12)
+
+
+def test_once_gives_everything_in_order_and_pads_the_last():
+    batches = list(once(framed(Numbers(), 16), 16))
+    assert [count for _, count in batches] == [16, 16, 16, 12]
+    assert all(len(batch["images"]) == 16 for batch, _ in batches)
+    ids = [name for batch, count in batches for name in batch["image_id"][:count]]
+    assert ids == [f"p{i}" for i in range(60)]
+    np.testing.assert_array_equal(batches[-1][0]["images"][12:], batches[-1][0]["images"][:1].repeat(4, 0))
+
+
+def test_pad_of_a_full_batch_is_the_batch():
+    batch = {"a": np.arange(4)}
+    np.testing.assert_array_equal(pad(batch, 4)["a"], np.arange(4))
+
+
+def test_what_is_kept_is_read_once():
+    source = Numbers(count=5)
+    kept = framed(source, 16, keep=3)
+    for _ in range(2):
+        for index in range(5):
+            assert kept[index]["image_id"] == f"p{index}"
+    assert source.reads == 5 + 2
+
+
+def test_subsets_and_choices():
+    assert choose(10, None, 0) == list(range(10)) == choose(10, 20, 0)
+    chosen = choose(60, 7, 1)
+    assert len(set(chosen)) == 7 and chosen == choose(60, 7, 1) != choose(60, 7, 2)
+    assert [Subset(Numbers(), chosen)[i]["image_id"] for i in range(7)] == [f"p{i}" for i in chosen]
+
+
+def test_masks_and_seeds_move_with_the_image():
+    image = np.zeros((64, 64, 1), np.uint8)
+    image[20:40, 16:48] = 200
+    example = {
+        "images": image,
+        "masks": (image > 0).astype(np.uint8),
+        "seeds": np.where(image[::4, ::4] > 0, 1, 0).astype(np.int8),
+    }
+    for seed in range(5):
+        moved = augment(example, np.random.default_rng(seed), strength=0.4)
+        drawn, mask = moved["images"][..., 0] > 60, moved["masks"][..., 0] > 0
+        assert (drawn & mask).sum() > 0.85 * (drawn | mask).sum()
+        seeds = moved["seeds"][..., 0]
+        assert set(np.unique(seeds)) <= {-1, 0, 1}
+        found, wanted = seeds == 1, mask[2::4, 2::4]
+        assert (found & wanted).sum() > 0.6 * (found | wanted).sum()
+
+
+def test_no_strength_changes_nothing():
+    image = np.random.default_rng(0).integers(1, 255, (32, 32, 1)).astype(np.uint8)
+    moved = augment({"images": image}, np.random.default_rng(0), strength=0.0)
+    np.testing.assert_array_equal(moved["images"], image)
+
+
+def test_fewer_examples_than_processes(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 3)
+    with pytest.raises(ValueError, match="2 examples cannot feed 3 processes"):
+        endless(Mapped(Numbers(count=2), lambda _, e: e), 0)
+
+
+def test_processes_share_out_each_source_before_the_mix(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    seen = []
+    for index in (0, 1):
+        monkeypatch.setattr("jax.process_index", lambda index=index: index)
+        dataset = mixture(0.5)
+        numbers = {int(dataset[i]["images"].max()) for i in range(400)}
+        seen.append(numbers)
+        assert {n % 2 for n in numbers if n < 100} == {1 - index}
+        assert {n % 2 for n in numbers if n >= 100} == {index}
+    assert not seen[0] & seen[1]

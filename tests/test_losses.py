@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chexseg_jax.losses import classification_loss, dice, finding_logits, policies_of
+from chexseg_jax.pathologies import OBSERVATIONS
+
+LABELS = jnp.array([[1, 0, -1, -2]])
+LOGITS = jnp.array([[0.5, -1.0, 2.0, 0.3]])
+
+
+def cross_entropy(logit, target):
+    chance = 1 / (1 + np.exp(-logit))
+    return -target * np.log(chance) - (1 - target) * np.log(1 - chance)
+
+
+@pytest.mark.parametrize(
+    ("policy", "uncertain"), [("ignore", None), ("zeros", 0.0), ("ones", 1.0)]
+)
+def test_what_an_uncertain_label_means(policy, uncertain):
+    terms = [cross_entropy(0.5, 1), cross_entropy(-1.0, 0), cross_entropy(0.3, 0)]
+    if uncertain is not None:
+        terms.append(cross_entropy(2.0, uncertain))
+    loss = classification_loss(LOGITS, LABELS, (policy,) * 4)
+    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-6)
+
+
+def test_a_teacher_stands_in_only_where_asked():
+    policies = ("self-trained", "self-trained", "self-trained", "ignore")
+    without = classification_loss(LOGITS, LABELS, policies)
+    ignored = classification_loss(LOGITS, LABELS, ("ignore",) * 4)
+    np.testing.assert_allclose(without, ignored)
+    taught = classification_loss(LOGITS, LABELS, policies, jnp.full((1, 4), 0.8))
+    terms = [
+        cross_entropy(0.5, 1),
+        cross_entropy(-1.0, 0),
+        cross_entropy(2.0, 0.8),
+        cross_entropy(0.3, 0),
+    ]
+    np.testing.assert_allclose(taught, np.mean(terms), rtol=1e-6)
+
+
+def test_three_classes_and_two_share_a_head():
+    scores = np.array([[0.1, 0.4, -0.2], [1.0, 0.2, 0.6], [0.3, -0.5, 0.9], [0.0, 0.7, 0.1]])
+    outputs = jnp.float32(scores.reshape(1, 12))
+    logs = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    terms = [-logs[0, 2], -logs[1, 1], -logs[2, 0], cross_entropy(0.1 - 0.7, 0)]
+    policies = ("3-class", "3-class", "3-class", "ones")
+    np.testing.assert_allclose(
+        classification_loss(outputs, LABELS, policies), np.mean(terms), rtol=1e-6
+    )
+    odds = scores[:, 2] - scores[:, 1]
+    np.testing.assert_allclose(finding_logits(outputs, 4)[0], odds, rtol=1e-5)
+
+
+def test_all_labels_uncertain_is_no_loss():
+    labels = jnp.full((1, 4), -1)
+    assert float(classification_loss(LOGITS, labels, ("ignore",) * 4)) == 0.0
+
+
+def test_the_papers_policies():
+    policies = dict(zip(OBSERVATIONS, policies_of("per-finding"), strict=True))
+    assert policies["Atelectasis"] == policies["Edema"] == "ones"
+    assert policies["Cardiomegaly"] == policies["Pleural Effusion"] == "3-class"
+    assert policies["Consolidation"] == "self-trained"
+    assert policies["Fracture"] == "ignore"
+
+
+def test_dice_by_hand():
+    logits = jnp.array([[0.0, 10.0], [-10.0, 0.0]])[None, ..., None]
+    masks = jnp.array([[1, 1], [0, 0]])[None, ..., None]
+    chances = 1 / (1 + np.exp(-np.array([0.0, 10.0, -10.0, 0.0])))
+    expected = (2 * (chances[0] + chances[1]) + 1) / (chances.sum() + 2 + 1)
+    np.testing.assert_allclose(dice(logits, masks, jnp.ones((1, 1)))[0], expected, rtol=1e-6)
+
+
+def test_dice_is_pooled_over_the_batch_and_skips_the_unknown():
+    logits = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+    masks = jax.random.bernoulli(jax.random.key(1), 0.4, (3, 4, 4, 2)).astype(jnp.uint8)
+    known = jnp.array([[1, 1], [1, 0], [1, 1]])
+    scores = dice(logits, masks, known)
+    kept = jnp.array([0, 2])
+    alone = dice(logits[kept], masks[kept], jnp.ones((2, 2)))
+    np.testing.assert_allclose(scores[1], alone[1], rtol=1e-6)
+    assert float(scores[0]) != pytest.approx(float(alone[0]))
+    gradients = jax.grad(lambda z: dice(z, masks, known).sum())(logits)
+    assert float(jnp.abs(gradients[1, ..., 1]).max()) == 0.0

@@ -1,0 +1,193 @@
+import json
+import shutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from chexseg_jax.checkpoints import restore_model, split
+from chexseg_jax.data import endless
+from chexseg_jax.devices import local_mesh, replicated
+from chexseg_jax.logs import read_log
+from chexseg_jax.models.layers import BatchNorm, Linear
+from chexseg_jax.training import NotFinite, fit, poly
+
+
+class Net(nnx.Module):
+    """A network with a statistic."""
+
+    def __init__(self, seed=0):
+        rngs = nnx.Rngs(seed)
+        self.first, self.norm = Linear(3, 8, rngs=rngs), BatchNorm(8)
+        self.last = Linear(8, 1, rngs=rngs)
+
+    def __call__(self, rows, *, train=False):
+        hidden = self.norm(self.first(rows)[:, None, None], train=train)[:, 0, 0]
+        return self.last(jax.nn.relu(hidden))[:, 0]
+
+
+class Rows:
+    fingerprint = "rows"
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        row = np.random.default_rng(int(index)).normal(size=3).astype(np.float32)
+        return {"image_id": f"r{index}", "rows": row, "target": np.float32(row[0] - row[1])}
+
+
+def objective(model, batch, key, context):
+    noise = 0.01 * jax.random.normal(key, batch["target"].shape)
+    error = model(batch["rows"], train=True) - batch["target"] + noise
+    return (error**2).mean(), {"error": jnp.abs(error).mean()}
+
+
+def train(folder, steps=12, **changes):
+    arguments = dict(
+        folder=folder,
+        name="test",
+        batch_size=16,
+        steps=steps,
+        every=4,
+        key=jax.random.key(1),
+    )
+    # Not Adam: the bias before the norm has a gradient of rounding alone, which Adam would blow up.
+    descent = optax.sgd(0.1, momentum=0.5)
+    return fit(Net(), endless(Rows(), 0), objective, descent, **(arguments | changes))
+
+
+def weights(folder):
+    model = restore_model(folder, nnx.eval_shape(Net), replicated(local_mesh()))
+    _, parameters, statistics = split(model)
+    return jax.tree.map(np.asarray, (parameters, statistics))
+
+
+def same(left, right, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **(tolerance or {"rtol": 0})), left, right)
+
+
+def test_it_learns_and_logs_every_step(tmp_path):
+    train(tmp_path, steps=60, every=30)
+    rows = read_log(tmp_path / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 60
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert [row["step"] for row in rows if "score" in row] == [30, 60]
+
+
+def test_stopped_and_resumed_equals_never_stopped(tmp_path):
+    train(tmp_path / "whole")
+    stops = iter([False, True])
+
+    def stop(model):
+        if next(stops):
+            raise KeyboardInterrupt
+        return {"score": 0.0}
+
+    # Killed in the evaluation of step 8, when the log already holds what came after step 4.
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", evaluate=stop)
+    assert [row["step"] for row in read_log(tmp_path / "parts" / "metrics.jsonl")][-1] == 8
+    train(tmp_path / "parts")
+    same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    losses = [
+        [row["loss"] for row in read_log(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+
+
+def test_one_device_equals_eight(tmp_path, monkeypatch):
+    train(tmp_path / "eight")
+    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    monkeypatch.setattr("chexseg_jax.training.mesh", lambda: one)
+    train(tmp_path / "one")
+    same(weights(tmp_path / "eight"), weights(tmp_path / "one"), atol=1e-5)
+    logs = [read_log(tmp_path / name / "metrics.jsonl") for name in ("eight", "one")]
+    for left, right in zip(*logs, strict=True):
+        assert left.get("loss", 0) == pytest.approx(right.get("loss", 0), abs=1e-5)
+
+
+def test_one_example_a_device(tmp_path):
+    train(tmp_path, batch_size=8)
+    _, statistics = weights(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(statistics))
+
+
+def test_the_best_is_kept_beside_the_last(tmp_path):
+    scores = iter([0.2, 0.9, 0.5])
+    found = train(tmp_path, evaluate=lambda model: {"score": next(scores)})
+    assert found == {"best_step": 8.0, "score": 0.9}
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {"8", "12"}
+
+
+def test_only_what_is_trained_changes(tmp_path):
+    train(tmp_path, trained=nnx.All(nnx.Param, nnx.PathContains("last")))
+    parameters, _ = weights(tmp_path)
+    _, fresh, _ = split(Net())
+    same(parameters["first"], fresh["first"])
+    with pytest.raises(AssertionError):
+        same(parameters["last"], fresh["last"])
+
+
+def test_the_callers_model_stays_usable(tmp_path):
+    model = Net()
+    before = np.asarray(model(jnp.ones((1, 3))))
+    fit(
+        model,
+        endless(Rows(), 0),
+        objective,
+        optax.adam(1e-2),
+        folder=tmp_path,
+        name="test",
+        batch_size=8,
+        steps=2,
+        every=2,
+        key=jax.random.key(0),
+    )
+    np.testing.assert_array_equal(model(jnp.ones((1, 3))), before)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    def explode(model, batch, key, context):
+        loss, logs = objective(model, batch, key, context)
+        return loss / 0.0, logs
+
+    with pytest.raises(NotFinite, match="test: the loss is inf near step"):
+        fit(
+            Net(),
+            endless(Rows(), 0),
+            explode,
+            optax.adam(1e-2),
+            folder=tmp_path,
+            name="test",
+            batch_size=8,
+            steps=8,
+            every=4,
+            key=jax.random.key(0),
+        )
+
+
+def test_a_log_cut_off_in_a_line_is_read_up_to_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    assert read_log(path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_a_folder_without_a_checkpoint_says_so(tmp_path):
+    train(tmp_path, steps=4)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        weights(tmp_path)
+
+
+def test_the_rate_decays_polynomially():
+    schedule = poly(0.1, 100)
+    assert [float(schedule(t)) for t in (0, 50, 100)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0.0])
