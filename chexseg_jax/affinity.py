@@ -64,11 +64,11 @@ def _path_affinities(
 
 def affinities(bounds: Float[Array, "b h w"], radius: int) -> Float[Array, "p b h w"]:
     """Returns the affinity of each cell to each neighbour of `paths(radius)`; 0 beyond the border."""
-    reach = radius - 1
+    reach, size = radius - 1, (bounds.shape[1], bounds.shape[2])
     framed = jnp.pad(
         bounds, ((0, 0), (0, reach), (reach, reach)), constant_values=1
     )  # a wall: nothing is alike across it
-    one = lambda path: _path_affinities(framed, path, (0, reach), bounds.shape[1:])  # noqa: E731
+    one = lambda path: _path_affinities(framed, path, (0, reach), size)  # noqa: E731
     return jax.lax.map(one, jnp.asarray(_path_table(radius)))
 
 
@@ -87,7 +87,7 @@ def random_walk(
     number will do here. A step is written x + sum_k w_k (x_k - x): the weights then need not add up to
     one in float32, and 256 steps stay exact to 1e-5.
     """
-    size, reach = bounds.shape[1:], radius - 1
+    size, reach = (bounds.shape[1], bounds.shape[2]), radius - 1
     alike = affinities(bounds, radius) ** beta
     offsets = jnp.asarray([path[0] for path in paths(radius)], jnp.int32)
     pads = ((0, 0), (reach, reach), (reach, reach))

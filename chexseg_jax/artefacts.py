@@ -144,7 +144,7 @@ def write_records(path: Path, examples: Iterable[Mapping[str, np.ndarray]]) -> N
         writer = ArrayRecordWriter(str(aside), "group_size:1")
         for example in examples:
             buffer = io.BytesIO()
-            np.savez(buffer, **example)
+            np.savez(buffer, allow_pickle=False, **example)
             writer.write(buffer.getvalue())
         writer.close()
 

@@ -84,15 +84,21 @@ def abstract(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def part(model: nnx.Module, wanted: nnx.filterlib.Filter) -> tuple[nnx.GraphDef, Any, Any]:
+    """Returns a model as its structure, the variables wanted, and the rest."""
+    structure, *states = nnx.split(model, wanted, ...)
+    return structure, states[0], states[1]
+
+
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
     """Returns a model as its structure, its parameters and its statistics, as nested dictionaries."""
-    structure, parameters, statistics = nnx.split(model, nnx.Param, ...)
+    structure, parameters, statistics = part(model, nnx.Param)
     return structure, nnx.to_pure_dict(parameters), nnx.to_pure_dict(statistics)
 
 
 def fill(model: nnx.Module, parameters: dict[str, Any], statistics: dict[str, Any]) -> nnx.Module:
     """Returns a model, which may be abstract, with what `split` gave of another."""
-    structure, old_parameters, old_statistics = nnx.split(model, nnx.Param, ...)
+    structure, old_parameters, old_statistics = part(model, nnx.Param)
     nnx.replace_by_pure_dict(old_parameters, parameters)
     nnx.replace_by_pure_dict(old_statistics, statistics)
     return nnx.merge(structure, old_parameters, old_statistics)

@@ -142,8 +142,8 @@ def _move(
     """Returns maps scaled about their centre and shifted, in their own frame."""
     height, width = maps.shape[:2]
     centre_y, centre_x = height / 2, width / 2
-    matrix = (1 / zoom, 0, centre_x - (centre_x + dx) / zoom)
-    matrix += (0, 1 / zoom, centre_y - (centre_y + dy) / zoom)
+    across = (1 / zoom, 0, centre_x - (centre_x + dx) / zoom)
+    down = (0, 1 / zoom, centre_y - (centre_y + dy) / zoom)
     moved = np.full_like(maps, fill)
     for k in range(maps.shape[-1]):
         plane = maps[..., k]
@@ -151,7 +151,7 @@ def _move(
             picture = Image.fromarray(np.ascontiguousarray(plane))
             affine = Image.Transform.AFFINE
             moved[..., k] = picture.transform(
-                (width, height), affine, matrix, resample=how, fillcolor=fill
+                (width, height), affine, (*across, *down), resample=how, fillcolor=fill
             )
     return moved
 

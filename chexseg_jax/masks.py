@@ -67,8 +67,8 @@ def encode_counts(runs: Int64[np.ndarray, "r"]) -> str:
         if done.all():
             break
     table = np.stack(codes, 1) + 48
-    ended = np.cumsum(table < 80, 1) - (table < 80)
-    return table[ended == 0].astype(np.uint8).tobytes().decode("ascii")
+    before: np.ndarray = np.cumsum(table < 80, 1) - (table < 80)
+    return table[before == 0].astype(np.uint8).tobytes().decode("ascii")
 
 
 def decode_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
@@ -105,7 +105,7 @@ def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
     """Returns (height, width) as a mask states it, checked to be a size that can be decoded."""
     size = rle.get("size") if isinstance(rle, Mapping) else None
     sizes = isinstance(size, list | tuple) and all(type(n) is int and n > 0 for n in size)
-    if not sizes or len(size) != 2:
+    if size is None or not sizes or len(size) != 2:
         raise MaskError(f"a mask's size must be two positive integers, got {size!r:.80}")
     if size[0] * size[1] > MAX_PIXELS:
         raise MaskError(f"a mask of {size[0]} x {size[1]} pixels exceeds the limit of {MAX_PIXELS}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import jax
 from flax import nnx
@@ -69,7 +69,7 @@ def build(
 
 def restore(
     folder: Path, construct: Callable[[], nnx.Module], sharding: Sharding | None = None
-) -> nnx.Module:
+) -> Any:
     """Returns the best checkpoint of a stage's folder in the network that `construct` makes.
 
     Nothing is initialised: only shapes are worked out before the weights are read.

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from tqdm import tqdm
 
-from chexseg_jax.checkpoints import Checkpoints, abstract, fill, split
+from chexseg_jax.checkpoints import Checkpoints, abstract, fill, part, split
 from chexseg_jax.data import READ, batched
 from chexseg_jax.devices import divided, mesh, replicated
 from chexseg_jax.logs import Log
@@ -75,7 +75,7 @@ def fit(
         NotFinite: a loss is NaN or infinite; the checkpoints before it are kept.
     """
     over = mesh()
-    structure, learned, kept = nnx.split(model, trained, ...)
+    structure, learned, kept = part(model, trained)
     state = {"learned": learned, "kept": kept, "optimiser": optimiser.init(learned)}
     # Copies, because a step gives its state's memory away, and the model is the caller's.
     state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(over)))
@@ -93,7 +93,7 @@ def fit(
 
     def unpack(items: dict[str, Any]) -> Any:
         whole = fill(assemble(state), items["parameters"], items["statistics"])
-        _, learned, kept = nnx.split(whole, trained, ...)
+        _, learned, kept = part(whole, trained)
         leaves = [items["optimiser"][str(i)] for i in range(len(items["optimiser"]))]
         memory = jax.tree.unflatten(jax.tree.structure(state["optimiser"]), leaves)
         return {"learned": learned, "kept": kept, "optimiser": memory}
@@ -103,7 +103,7 @@ def fit(
         def loss_of(learned: Any) -> tuple[Float[Array, ""], tuple[Any, Logs]]:
             model = nnx.merge(structure, learned, state["kept"], copy=True)
             loss, logs = objective(model, batch, jax.random.fold_in(key, step), context)
-            return loss, (nnx.split(model, trained, ...)[2], {"loss": loss, **logs})
+            return loss, (part(model, trained)[2], {"loss": loss, **logs})
 
         gradients, (kept, logs) = jax.grad(loss_of, has_aux=True)(state["learned"])
         updates, memory = optimiser.update(gradients, state["optimiser"], state["learned"])

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             resize = {"resize_masks": options.resize_masks} if "resize_masks" in options else {}
             prepare(options.name, options.raw, options.data_dir, workers=options.workers, **resize)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name, splits in available(options.data_dir).items():
@@ -44,6 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {', '.join(counts)}")
     print(f"{options.data_dir}, {time.monotonic() - started:.1f} s")
     return 0
+
+
+def _count(text: str) -> int:
+    """Returns a whole number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,13 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         ("--test", 200, "the same, for the end"),
         ("--short-side", 256, "of the images, in pixels"),
     ):
-        phantom.add_argument(option, type=int, default=default, help=f"{what} ({default})")
+        phantom.add_argument(option, type=_count, default=default, help=f"{what} ({default})")
     for command in (chexpert, chexlocalize, phantom):
         command.add_argument(
             "--data-dir", type=Path, required=True, help="where prepared data goes"
         )
         command.add_argument(
-            "--workers", type=int, default=0, help="processes; 0, the default, is this one"
+            "--workers", type=_count, default=0, help="processes; 0, the default, is this one"
         )
     return parser
 

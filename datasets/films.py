@@ -63,14 +63,14 @@ def find_films(
     bar = tqdm(rows, f"{table.split}: finding", unit="image", delay=1, disable=not progress)
     for row in bar:
         home = homes.get(row.patient, table.folders[0])
-        path = os.path.join(home, row.patient, row.study, row.view_file)
+        path = home / row.patient / row.study / row.view_file
         try:
-            found = os.stat(path)
+            found = path.stat()
         except OSError as error:
-            raise Film(row, csv, path, real_root, 0).refuse(
+            raise Film(row, csv, os.fspath(path), real_root, 0).refuse(
                 f"the image is missing ({error.strerror}); unpack it again, or delete the row"
             ) from None
-        film = Film(row, csv, path, real_root, found.st_size)
+        film = Film(row, csv, os.fspath(path), real_root, found.st_size)
         if not stat.S_ISREG(found.st_mode):
             raise film.refuse("is not a file; unpack the image again, or delete the row")
         films.append(film)

@@ -90,8 +90,15 @@ def prepare_phantoms(
     with _aside(data_dir.parent) as folder:
         ready = folder / "ready"
         raw = ready / RAW_PHANTOM
-        sizes = {"train": train, "valid": valid, "test": test}
-        write_phantoms(raw, seed=seed, **sizes, short_side=short_side, workers=workers)
+        write_phantoms(
+            raw,
+            seed=seed,
+            train=train,
+            valid=valid,
+            test=test,
+            short_side=short_side,
+            workers=workers,
+        )
         for name in BUILDERS:
             prepare(name, raw, ready, workers=workers)
         (ready / PHANTOM).write_text(json.dumps(made_with, indent=2) + "\n")

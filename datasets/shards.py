@@ -66,7 +66,7 @@ class Shard:
     size: int
 
 
-class ShardedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class ShardedBuilder(tfds.core.ShardBasedBuilder):
     """A builder that is told its items and how to encode one; it writes them in parallel."""
 
     VERSION: tfds.core.Version
@@ -196,7 +196,9 @@ def write_shard(
         for image_id, example in part():
             image_ids.append(image_id)
             digests.append(_digest(_pieces(example)))
-            yield image_id, serializer.serialize_example(features.encode_example(example))
+            encoded = serializer.get_tf_example(features.encode_example(example))
+            # TFDS's own call leaves the order of fields to chance, and equal data would differ.
+            yield image_id, encoded.SerializeToString(deterministic=True)
             advance()
 
     file_adapters.ArrayRecordFileAdapter.write_examples(path, records())

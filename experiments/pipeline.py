@@ -1,13 +1,11 @@
 """The seven stages in order, each with its inputs and its folder."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
-
-from datasets.prepare import prepare_phantoms
-from datasets.sources import available, open_source
 
 from chexseg_jax.artefacts import Folder, Records, open_folder
 from chexseg_jax.data import Source, Subset, choose
@@ -21,6 +19,8 @@ from chexseg_jax.stages import localize as localize_stage
 from chexseg_jax.stages import relate as relate_stage
 from chexseg_jax.stages import seed as seed_stage
 from chexseg_jax.stages import segment as segment_stage
+from datasets.prepare import prepare_phantoms
+from datasets.sources import available, open_source
 from experiments.settings import ENCODERS, Config
 
 
@@ -52,7 +52,9 @@ def open_data(config: Config) -> Data:
             "`python -m datasets chexpert --raw DIR --data-dir data` (and chexlocalize), then add "
             "`--data-dir data`."
         )
-        prepare_phantoms(data_dir, seed=config.seed, **asdict(config.phantoms))
+        prepare_phantoms(
+            data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
+        )
     train = open_source(data_dir, "chexpert", "train")
     hidden = "hidden" in available(data_dir).get("chexlocalize", [])
     return Data(

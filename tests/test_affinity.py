@@ -147,5 +147,5 @@ def test_no_pairs_no_loss_and_no_nan():
 
 def test_a_grid_too_small_for_the_radius_is_refused():
     labels = jnp.zeros((1, 8, 8, 1), jnp.int32)
-    with pytest.raises(ValueError, match="8, 8.*radius 10"):
+    with pytest.raises(ValueError, match=r"8, 8.*radius 10"):
         pair_losses(jnp.zeros((1, 8, 8)), jnp.zeros((1, 8, 8, 2)), labels, 10)

@@ -40,7 +40,9 @@ def test_equals_mean_field_with_whole_kernels(stride, iterations):
     image = generator.integers(0, 60, (9, 11, 1))
     label = generator.random((9, 11)) < 0.4
     config = CrfConfig(iterations=iterations)
-    found = refine(jnp.asarray(label)[None, ..., None], jnp.asarray(image)[None], config, stride=stride)
+    found = refine(
+        jnp.asarray(label)[None, ..., None], jnp.asarray(image)[None], config, stride=stride
+    )
     expected = slow_refine(label, image, config, stride)
     np.testing.assert_allclose(found[0, ..., 0], expected, atol=2e-5)
 

@@ -97,7 +97,7 @@ def test_resuming_is_slicing():
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
-    with pytest.raises(ValueError, match="batch of 12 .* 8 devices"):
+    with pytest.raises(ValueError, match=r"batch of 12 .* 8 devices"):
         batched(mixture(0.5), 12)
 
 
@@ -107,7 +107,9 @@ def test_once_gives_everything_in_order_and_pads_the_last():
     assert all(len(batch["images"]) == 16 for batch, _ in batches)
     ids = [name for batch, count in batches for name in batch["image_id"][:count]]
     assert ids == [f"p{i}" for i in range(60)]
-    np.testing.assert_array_equal(batches[-1][0]["images"][12:], batches[-1][0]["images"][:1].repeat(4, 0))
+    np.testing.assert_array_equal(
+        batches[-1][0]["images"][12:], batches[-1][0]["images"][:1].repeat(4, 0)
+    )
 
 
 def test_pad_of_a_full_batch_is_the_batch():

@@ -15,9 +15,7 @@ def cross_entropy(logit, target):
     return -target * np.log(chance) - (1 - target) * np.log(1 - chance)
 
 
-@pytest.mark.parametrize(
-    ("policy", "uncertain"), [("ignore", None), ("zeros", 0.0), ("ones", 1.0)]
-)
+@pytest.mark.parametrize(("policy", "uncertain"), [("ignore", None), ("zeros", 0.0), ("ones", 1.0)])
 def test_what_an_uncertain_label_means(policy, uncertain):
     terms = [cross_entropy(0.5, 1), cross_entropy(-1.0, 0), cross_entropy(0.3, 0)]
     if uncertain is not None:

@@ -81,11 +81,11 @@ def test_ten_masks_in_one_image(masks):
 
 def test_a_bad_mask_is_named():
     good = encode_rle(np.ones((2, 2), bool))
-    with pytest.raises(MaskError, match="Edema.*do not add up"):
+    with pytest.raises(MaskError, match=r"Edema.*do not add up"):
         pack_rles({"Edema": {"size": [2, 2], "counts": "9"}})
     with pytest.raises(MaskError, match="Hernia"):
         pack_rles({"Hernia": good})
-    with pytest.raises(MaskError, match="Edema.*differs"):
+    with pytest.raises(MaskError, match=r"Edema.*differs"):
         pack_rles({"Lung Opacity": good, "Edema": encode_rle(np.ones((2, 3), bool))})
     with pytest.raises(MaskError, match="no masks"):
         pack_rles({})

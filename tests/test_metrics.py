@@ -106,7 +106,7 @@ def test_interval_takes_the_25th_and_the_975th_of_a_thousand():
 
 def test_bootstrap_draws_as_cheXlocalize_does():
     values = np.array([[0.1, np.nan], [0.5, 0.2], [0.9, np.nan]])
-    generator = np.random.RandomState(0)  # noqa: NPY002
+    generator = np.random.RandomState(0)
     means = []
     for _ in range(1000):
         drawn = values[generator.choice(3, 3)]

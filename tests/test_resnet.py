@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from chexseg_jax.models.backbone import Backbone
+from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.resnet import Block, ResNet
 
 
@@ -81,6 +82,12 @@ def test_output_stride_16_changes_the_last_layer_only():
         np.testing.assert_array_equal(maps[2][index], maps[0][index])
     assert maps[1][4].shape == maps[2][4].shape == (1, 4, 4, 64)
     assert np.abs(maps[1][4] - maps[2][4]).max() > 0.1
+
+
+@pytest.mark.parametrize("network", [ResNet, DenseNet])
+def test_other_output_strides_are_refused(network):
+    with pytest.raises(ValueError, match="must be 16 or 32, got 8"):
+        network(3, output_stride=8, rngs=nnx.Rngs(0))
 
 
 def test_training_updates_every_statistic():

@@ -39,3 +39,14 @@ class Backbone(Protocol):
     ) -> Float[Array, "b n"]:
         """Returns the logits of images."""
         ...
+
+
+def is_wide(output_stride: int) -> bool:
+    """Returns whether the last stage keeps the grid of the one before.
+
+    Raises:
+        ValueError: the stride is neither 16 nor 32.
+    """
+    if output_stride not in (16, 32):
+        raise ValueError(f"output_stride must be 16 or 32, got {output_stride}")
+    return output_stride == 16

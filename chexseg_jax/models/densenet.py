@@ -6,15 +6,13 @@ its 1 x 1 convolution, not after. At output stride 16 the last block is à trous
 every second cell of its map is exactly the map at stride 32.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from chexseg_jax.models.backbone import Stages
+from chexseg_jax.models.backbone import Stages, is_wide
 from chexseg_jax.models.initialisers import he_normal_in
 from chexseg_jax.models.layers import (
     BatchNorm,
@@ -83,11 +81,11 @@ class DenseNet(nnx.Module):
         growth: int = 32,
         stem: int = 64,
         bottleneck: int = 4,
-        output_stride: Literal[16, 32] = 32,
+        output_stride: int = 32,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        wide = output_stride == 16
+        wide = is_wide(output_stride)
         self.stem = Conv(3, stem, 7, stride=2, init=he_normal_in, dtype=dtype, rngs=rngs)
         self.stem_norm = BatchNorm(stem, dtype=dtype)
         self.blocks: nnx.List[nnx.List[DenseLayer]] = nnx.List([])

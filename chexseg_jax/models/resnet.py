@@ -1,14 +1,12 @@
 """ResNet with the same methods as DenseNet (He et al. 2016; torchvision's ResNet-18 and ResNet-50)."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from chexseg_jax.models.backbone import Stages
+from chexseg_jax.models.backbone import Stages, is_wide
 from chexseg_jax.models.initialisers import he_normal_out
 from chexseg_jax.models.layers import BatchNorm, Conv, Linear, max_pool
 
@@ -80,7 +78,7 @@ class ResNet(nnx.Module):
         blocks: tuple[int, int, int, int] = (2, 2, 2, 2),
         bottleneck: bool = False,
         width: int = 64,
-        output_stride: Literal[16, 32] = 32,
+        output_stride: int = 32,
         dilated: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -98,7 +96,7 @@ class ResNet(nnx.Module):
             dtype: in which to compute.
             rngs: `params` draws the weights.
         """
-        wide = output_stride == 16
+        wide = is_wide(output_stride)
         self.stem = Conv(3, width, 7, stride=2, init=he_normal_out, dtype=dtype, rngs=rngs)
         self.stem_norm = BatchNorm(width, dtype=dtype)
         self.layers: nnx.List[nnx.List[Block]] = nnx.List([])
@@ -129,7 +127,7 @@ class ResNet(nnx.Module):
         cls,
         outputs: int,
         *,
-        output_stride: Literal[16, 32] = 32,
+        output_stride: int = 32,
         dilated: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,

@@ -1,7 +1,6 @@
 """What readers drew, from CheXlocalize's JSON: run lengths, or the polygons they were made from."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,9 @@ def read_drawings(path: Path) -> dict[str, Drawing]:
 
     try:
         drawings = json.loads(path.read_bytes(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON ({error}); restore it from the download") from None
     if not isinstance(drawings, dict):
         raise DataError(f"{path}: not an object by image id; restore it from the download")
@@ -79,29 +78,29 @@ def rasterise(drawing: Drawing) -> UInt16[np.ndarray, "h w"]:
         MaskError: an unknown pathology, or run lengths or contours that are none.
     """
     if "img_size" not in drawing:
+        for name, rle in drawing.items():
+            if not isinstance(rle, dict):
+                raise MaskError(f"{name}: run lengths must be an object")
         return pack_rles(drawing)
     height, width = size_of({"size": drawing["img_size"]})
     contours = {name: drawing[name] for name in drawing if name != "img_size"}
     empty = np.zeros((height, width), bool)
     masks = {"Cardiomegaly": empty} if not contours else {}
     for name, lists in contours.items():
-        _check_contours(name, lists, height, width)
-        masks[name] = fill_polygons(lists, height, width)
+        masks[name] = fill_polygons(_contours(name, lists, height, width), height, width)
     return pack_rles({name: encode_rle(mask) for name, mask in masks.items()})
 
 
-def _check_contours(name: str, contours: Any, height: int, width: int) -> None:
-    """Raises MaskError unless contours are lists of points on, or just beside, the image."""
+def _contours(name: str, contours: Any, height: int, width: int) -> list[list[tuple[float, float]]]:
+    """Returns contours as lists of points, checked to lie on, or just beside, the image."""
     try:
-        points = [(x, y) for contour in contours for x, y in contour]
-        inside = all(
-            math.isfinite(x) and math.isfinite(y) and abs(x) <= 2 * width and abs(y) <= 2 * height
-            for x, y in points
-        )
+        points = [[(float(x), float(y)) for x, y in contour] for contour in contours]
     except (TypeError, ValueError, OverflowError):
         raise MaskError(f"{name}: contours must be lists of [x, y] points") from None
-    if not inside:
-        raise MaskError(f"{name}: a contour lies far outside the image")
+    for x, y in (point for contour in points for point in contour):
+        if not (abs(x) <= 2 * width and abs(y) <= 2 * height):  # nor is it NaN
+            raise MaskError(f"{name}: a contour lies far outside the image")
+    return points
 
 
 def drawn_bits(drawing: Drawing) -> int:
