@@ -29,7 +29,6 @@ from datasets.chexlocalize.drawings import drawn_bits, rasterise
 from datasets.errors import DataError
 from datasets.prepare import prepare
 from datasets.sources import available, open_source
-from datasets.splits import choose_validation
 
 VAL = "CheXlocalize/gt_segmentations_val.json"
 TEST = "CheXlocalize/gt_segmentations_test.json"
@@ -134,9 +133,13 @@ def test_masks_are_fitted_to_smaller_images_on_demand_only(tmp_path, raw):
         write_image(film, size=(HEIGHT // 2, WIDTH // 2))
     drawn = {"Cardiomegaly": encode_rle(rectangle(10, 12, 17, 21))}
     write_json(raw / VAL, dict.fromkeys(IDS["valid"][:-1], drawn))
-    with pytest.raises(DataError, match="masks of 24 x 32 pixels on an image of 12 x 16"):
+    refusal = r"masks of 24 x 32 pixels on an image of 12 x 16 .*fit the masks with --resize-masks"
+    with pytest.raises(DataError, match=refusal):
         prepare("chexlocalize", raw, tmp_path / "data")
     prepare("chexlocalize", raw, tmp_path / "data", resize_masks=True)
+    write_image(raw / "CheXpert/test" / SPLITS["test"][0], size=(12, 24))
+    with pytest.raises(DataError, match=r"image of 12 x 24 .*CheXpert/test$"):
+        prepare("chexlocalize", raw, tmp_path / "other", resize_masks=True)  # another shape
     half = rectangle(5, 6, 8, 10, (12, 16))
     for example in examples(tmp_path / "data", "expert_train", "expert_val").values():
         assert_masks(example["masks"], Cardiomegaly=half)
@@ -156,8 +159,8 @@ FIRST = IDS["valid"][0]
 HEART_RLE = encode_rle(HEART)
 FAULTS = {
     "size": (
-        lambda root: write_image(root / "CheXpert/val" / SPLITS["valid"][0], size=(HEIGHT, 30)),
-        [FIRST, "masks of 24 x 32", "image of 24 x 30", "val/patient64541", "--resize-masks"],
+        lambda root: write_image(root / "CheXpert/val" / SPLITS["valid"][0], size=(HEIGHT, 16)),
+        [FIRST, "masks of 24 x 32", "image of 24 x 16", "val/patient64541", "CheXpert/val and"],
     ),
     "no such image": (
         lambda root: add(root, TEST, "patient1_study1_view1_frontal", {"Edema": HEART_RLE}),
@@ -251,47 +254,6 @@ def test_a_contour_far_outside_the_image_is_refused():
     far = {"img_size": [4, 5], "Edema": [[[0, 0], [10.0**9, 0], [0, 3]]]}
     with pytest.raises(MaskError, match="Edema: a contour lies far outside"):
         rasterise(far)
-
-
-def divide(patients: dict[str, str], drawn: dict[str, int]) -> tuple[set[str], set[str]]:
-    chosen = choose_validation(patients, drawn)
-    return set(patients) - chosen, chosen
-
-
-def test_the_187_annotated_images_are_147_and_40():
-    patients = {f"i{n}": f"p{n % 170}" for n in range(187)}  # 17 patients have two images
-    drawn = {image: 1 | (n < 18) << 2 for n, image in enumerate(patients)}  # lesions: 9.6 %
-    train, val = divide(patients, drawn)
-    assert (len(train), len(val)) == (147, 40)
-    assert {f"i{n}" for n in range(18)} <= train
-    assert {f"i{170 + n}" for n in range(17)} <= train  # the same patients' other images
-    assert divide(dict(reversed(patients.items())), drawn) == (train, val)
-
-
-def test_a_tenth_of_the_images_is_not_scarce():
-    patients = {f"i{n}": f"p{n}" for n in range(20)}
-    common = {image: 1 if n < 2 else 2 for n, image in enumerate(patients)}
-    scarce = {image: 1 if n < 1 else 2 for n, image in enumerate(patients)}
-    ever_common, ever_scarce = set(), set()
-    for name in range(30):  # thirty orders of the patients
-        ids = {image: f"{name} {patient}" for image, patient in patients.items()}
-        ever_common |= divide(ids, common)[1]
-        ever_scarce |= divide(ids, scarce)[1]
-    assert ever_common & {"i0", "i1"}
-    assert "i0" not in ever_scarce and "i1" in ever_scarce
-
-
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1023)), min_size=1, max_size=60))
-def test_validation_has_no_scarce_pathology_and_shares_no_patient(images):
-    patients = {f"i{n}": f"p{patient}" for n, (patient, _) in enumerate(images)}
-    drawn = {f"i{n}": bits for n, (_, bits) in enumerate(images)}
-    train, val = divide(patients, drawn)
-    assert not {patients[image] for image in train} & {patients[image] for image in val}
-    assert len(val) <= len(images) * 40 / 187 + 0.5
-    for k in range(10):
-        share = sum(bits >> k & 1 for bits in drawn.values()) / len(images)
-        if share < 0.1:
-            assert not any(drawn[image] >> k & 1 for image in val)
 
 
 def test_too_few_eligible_images_are_said(tmp_path, raw, capsys):

@@ -105,7 +105,9 @@ def test_predictions_are_what_the_tables_count(workdir):
 
 
 def test_pseudo_masks_obey_the_labels(workdir):
-    run = Run(read_arguments("", arguments(workdir)), open_data(read_arguments("", arguments(workdir))))
+    run = Run(
+        read_arguments("", arguments(workdir)), open_data(read_arguments("", arguments(workdir)))
+    )
     records = Records(run.localize, "cams")
     lines = [
         json.loads(line)

@@ -189,7 +189,8 @@ def _masks(
         raise _refuse(item, path, str(error)) from None
     if bits.shape == (height, width):
         return bits
-    same_shape = abs(bits.shape[0] * width / bits.shape[1] - height) <= 1
+    # Either side of a smaller copy is rounded, so its shape is the same to two pixels.
+    same_shape = abs(bits.shape[0] * width / bits.shape[1] - height) <= 2
     if item.resize_masks and same_shape:
         planes = unpack(bits) * np.uint8(255)
         fitted = [resize(planes[..., k], height, width) >= 128 for k in range(planes.shape[-1])]
@@ -197,8 +198,8 @@ def _masks(
     raise DataError(
         f"{path}, {item.film.row.image_id}: masks of {bits.shape[0]} x {bits.shape[1]} pixels on an "
         f"image of {height} x {width} ({item.film.path}); give --raw the images that were drawn on, "
-        "which CheXlocalize has in CheXpert/val and CheXpert/test, or fit the masks with "
-        "--resize-masks"
+        "which CheXlocalize has in CheXpert/val and CheXpert/test"
+        + (", or fit the masks with --resize-masks" if same_shape else "")
     )
 
 
