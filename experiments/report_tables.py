@@ -186,7 +186,12 @@ def classifier_table(report: Mapping[str, Any]) -> str:
 
 def pseudo_table(report: Mapping[str, Any]) -> str:
     """Returns the IoU of the pseudo-masks with masks that training never saw, if it is known."""
-    kinds = {"cam": "CAM", "irnet": "IRNet", "prior": "Prior"}
+    kinds = {
+        "cam": "CAM",
+        "irnet": "IRNet",
+        "prior": "Prior",
+        "prior_labels": "Prior, told the labels",
+    }
     if not part(report, "pseudo_masks"):
         return "<p>Pseudo-masks were not measured: no masks to hold them to.</p>"
 

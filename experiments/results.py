@@ -18,7 +18,8 @@ from chexseg_jax.masks import unpack
 from chexseg_jax.metrics import mean_of
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudo import PseudoSource
-from chexseg_jax.stages.evaluate import prior_of, pseudo_mask_ious
+from chexseg_jax.scores import pseudo_mask_ious
+from chexseg_jax.stages.evaluate import prior_of
 from experiments.overlays import Example
 from experiments.pipeline import Run
 from experiments.plots import plot_iou, plot_training

@@ -7,8 +7,7 @@ that one threshold also says whether there is a finding at all.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,25 +18,20 @@ from tqdm import tqdm
 from chexseg_jax.artefacts import Folder, write_json, write_records
 from chexseg_jax.data import Source, framed, once
 from chexseg_jax.gradcam import enlarge
-from chexseg_jax.images import Normalisation, letterbox, letterbox_masks, unletterbox
+from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
 from chexseg_jax.inference import Cams, Probabilities, infer
 from chexseg_jax.masks import pack, unpack
 from chexseg_jax.metrics import (
     Counts,
-    Interval,
     best_thresholds,
     count,
-    hits,
-    iou_per_image,
     overlap,
-    per_image_intervals,
-    pooled_intervals,
     stack,
     threshold_bins,
 )
-from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
-from chexseg_jax.pseudo import PseudoSource
-from chexseg_jax.tables import write_per_image, write_predictions, write_summary
+from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.scores import Scores, score_image, summarise, write_csvs
+from chexseg_jax.tables import write_predictions
 
 VERSION = 1
 
@@ -99,47 +93,6 @@ def thresholds_of(
     return {name: np.nan_to_num(values, nan=0.5) for name, values in chosen.items()}
 
 
-@dataclass
-class _Scores:
-    """One test image: counts at the letterbox and IoUs at native size by method, and hits."""
-
-    image_id: str
-    annotated: bool
-    counts: dict[str, Counts]
-    ious: dict[str, dict[bool, Float[np.ndarray, "k"]]]
-    hits: Float[np.ndarray, "k"]
-    prediction: UInt16[np.ndarray, "h w"]
-
-
-def _score(
-    example: dict[str, Any],
-    maps: dict[str, Float[np.ndarray, "s s k"]],
-    thresholds: dict[str, Float[np.ndarray, "k"]],
-) -> _Scores:
-    """Returns one image's scores; the second reader competes where there is one."""
-    truths = unpack(example["masks"]).astype(bool)
-    height, width = truths.shape[:2]
-    size = maps["run"].shape[0]
-    framed_truths = letterbox_masks(example["masks"], size)
-    at_frame = {name: values > thresholds[name] for name, values in maps.items()}
-    enlarged = {name: unletterbox(values, height, width) for name, values in maps.items()}
-    native = {name: values > thresholds[name] for name, values in enlarged.items()}
-    if example["benchmarked"]:
-        at_frame["human"] = letterbox_masks(example["reader_masks"], size) > 0
-        native["human"] = unpack(example["reader_masks"]).astype(bool)
-    return _Scores(
-        example["image_id"],
-        example["annotated"],
-        {name: overlap(masks, framed_truths) for name, masks in at_frame.items()},
-        {
-            name: {o: iou_per_image(truths, masks, true_pos_only=o) for o in (True, False)}
-            for name, masks in native.items()
-        },
-        hits(enlarged["cam"], truths),
-        pack(native["run"]),
-    )
-
-
 def run(
     config: EvaluateConfig,
     *,
@@ -156,7 +109,7 @@ def run(
     prior = prior_of(expert_train, size)
     compared = methods(segmenter, classifier, normalise, prior, size)
     thresholds = thresholds_of(compared, expert_val, expert_train, size, config.batch_size)
-    scores: list[_Scores] = []
+    scores: list[Scores] = []
 
     def scored() -> Iterator[tuple[str, UInt16[np.ndarray, "h w"]]]:
         """Gives each image's prediction as it is scored, so that no more than a batch is held."""
@@ -182,7 +135,7 @@ def run(
         "thresholds": dict(zip(PATHOLOGIES, thresholds["run"].tolist(), strict=True)),
         "prior_thresholds": dict(zip(PATHOLOGIES, thresholds["prior"].tolist(), strict=True)),
     }
-    _write_csvs(folder.path, scores)
+    write_csvs(folder.path, scores)
     shown = _gallery(scores)
     write_records(
         folder.path / "examples-00000-of-00001.arrayrecord",
@@ -196,69 +149,11 @@ def _row(maps: dict[str, Maps], index: int) -> dict[str, Float[np.ndarray, "s s 
     return {name: values[index] for name, values in maps.items()}
 
 
-def _read_and_score(test: Source, index: int, maps: Any, thresholds: Any) -> _Scores:
-    return _score(test[index], maps, thresholds)
+def _read_and_score(test: Source, index: int, maps: Any, thresholds: Any) -> Scores:
+    return score_image(test[index], maps, thresholds)
 
 
-def summarise(scores: Sequence[_Scores]) -> dict[str, Any]:
-    """Returns all tables: {"pooled", "mean", "per_image", "hit_rate", "n"} of a report."""
-    pooled, means = {}, {}
-    for name in ("run", "cam", "prior", "human"):
-        counts = [score.counts[name] for score in scores if name in score.counts]
-        if counts:
-            rows, means[name] = pooled_intervals(stack(counts))
-            pooled[name] = _named(rows, "iou")
-    return {
-        "pooled": pooled,
-        "mean": {name: _as(interval, "iou") for name, interval in means.items()},
-        "per_image": {
-            f"true_pos_only_{only}": {
-                name: _named(per_image_intervals(_values(scores, name, only)[1]), "mean")
-                for name in pooled
-            }
-            for only in (True, False)
-        },
-        "hit_rate": {"cam": _named(per_image_intervals(_hits(scores)), "mean")},
-        "n": {
-            name: sum(int(score.counts["run"].truths[k] > 0) for score in scores)
-            for k, name in enumerate(PATHOLOGIES)
-        },
-    }
-
-
-def _values(
-    scores: Sequence[_Scores], name: str, only: bool
-) -> tuple[list[str], Float[np.ndarray, "n k"]]:
-    """Returns the images that count and their IoUs: with `only`, those an expert annotated."""
-    rows = [s for s in scores if name in s.ious and (s.annotated or not only)]
-    values = [score.ious[name][only] for score in rows]
-    return [s.image_id for s in rows], np.array(values).reshape(-1, len(PATHOLOGIES))
-
-
-def _hits(scores: Sequence[_Scores]) -> Float[np.ndarray, "n k"]:
-    rows = [score.hits for score in scores if score.annotated]
-    return np.array(rows).reshape(-1, len(PATHOLOGIES))
-
-
-def _as(interval: Interval, value: str) -> dict[str, Any]:
-    row = asdict(interval)
-    return {value: row.pop("mean"), **row}
-
-
-def _named(intervals: Sequence[Interval], value: str) -> dict[str, Any]:
-    return {name: _as(row, value) for name, row in zip(PATHOLOGIES, intervals, strict=True)}
-
-
-def _write_csvs(folder: Path, scores: Sequence[_Scores]) -> None:
-    for only in (True, False):
-        where = folder / f"true_pos_only_{only}"
-        where.mkdir(exist_ok=True)
-        image_ids, values = _values(scores, "run", only)
-        write_per_image(where / "iou_results_per_cxr.csv", image_ids, values)
-        write_summary(where / "iou_summary_results.csv", per_image_intervals(values))
-
-
-def _gallery(scores: Sequence[_Scores]) -> list[int]:
+def _gallery(scores: Sequence[Scores]) -> list[int]:
     """Returns the best, the middle and the worst test image of each pathology."""
     values = np.array([score.ious["run"][False] for score in scores])
     drawn = np.array([score.counts["run"].truths > 0 for score in scores])
@@ -287,36 +182,3 @@ def _shown(
         layers["reader"] = pack(letterbox_masks(example["reader_masks"], size) > 0)
     ious = overlap(unpack(layers["run"]) > 0, truths).iou()[0]
     return {"image_id": np.array(example["image_id"]), "image": image, "ious": ious, **layers}
-
-
-def pseudo_mask_ious(
-    hidden: Source,
-    pseudo: Mapping[str, PseudoSource],
-    prior: Float[np.ndarray, "s s k"],
-) -> dict[str, dict[str, float]]:
-    """Returns the pooled IoU of pseudo-masks, and of the prior, against masks they never saw.
-
-    The prior too is drawn only where a label is positive; uncertain findings count for nobody.
-    """
-    size = prior.shape[0]
-    places = {kind: _places(source) for kind, source in pseudo.items()}
-    counts: dict[str, list[Counts]] = {kind: [] for kind in (*pseudo, "prior")}
-    for index in range(len(hidden)):
-        example = hidden[index]
-        if any(example["image_id"] not in places[kind] for kind in pseudo):
-            continue
-        truths = letterbox_masks(example["masks"], size)
-        positive = pathology_labels(example["labels"])
-        for kind, source in pseudo.items():
-            masks, known = source[places[kind][example["image_id"]]].framed(size)
-            counts[kind].append(overlap((masks > 0) & known, truths * known))
-        counts["prior"].append(overlap(prior & (positive == 1), truths * (positive >= 0)))
-    return {
-        kind: dict(zip(PATHOLOGIES, stack(some).pooled().iou()[0].tolist(), strict=True))
-        for kind, some in counts.items()
-        if some
-    }
-
-
-def _places(source: PseudoSource) -> dict[str, int]:
-    return {source[i].image_id: i for i in range(len(source))}
