@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 from grain.python import ReadOptions
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
 from chexseg_jax.images import letterbox, letterbox_masks
@@ -24,6 +24,10 @@ Example = dict[str, Any]
 
 READ = ReadOptions(num_threads=4, prefetch_buffer_size=8)
 """Threads, not processes: decoding releases the interpreter's lock."""
+
+
+class BatchError(ValueError):
+    """A batch that cannot be divided over the devices, or a source over the processes."""
 
 
 @runtime_checkable
@@ -70,7 +74,7 @@ class Mapped:
 class Subset:
     """Some examples of a source, by index."""
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, "n"]) -> None:
         self._source, self.indices = source, np.asarray(indices, np.int64)
         self.fingerprint = source.fingerprint
 
@@ -185,7 +189,7 @@ def mix(
 def endless(source: Source, seed: int, *, strength: float = 0.0) -> grain.MapDataset:
     """Returns this process's part of a source, shuffled anew every epoch, augmented, without end."""
     if len(source) < jax.process_count():
-        raise ValueError(f"{len(source)} examples cannot feed {jax.process_count()} processes")
+        raise BatchError(f"{len(source)} examples cannot feed {jax.process_count()} processes")
     mine = slice(jax.process_index(), None, jax.process_count())
     dataset = grain.MapDataset.source(source)[mine].seed(seed).shuffle().repeat()
     if not strength:
@@ -200,7 +204,7 @@ def endless(source: Source, seed: int, *, strength: float = 0.0) -> grain.MapDat
 def batched(dataset: grain.MapDataset, size: int) -> grain.MapDataset:
     """Returns this process's part of batches of `size` examples over all processes."""
     if size % jax.device_count():
-        raise ValueError(
+        raise BatchError(
             f"a batch of {size} does not divide over {jax.device_count()} devices; "
             f"choose a multiple of {jax.device_count()}"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Bool, Float, UInt16
 
 from chexseg_jax.data import Source
 from chexseg_jax.images import letterbox_masks, unletterbox
@@ -129,7 +129,7 @@ def write_csvs(folder: Path, scores: Sequence[Scores]) -> None:
 def pseudo_mask_ious(
     hidden: Source,
     pseudo: Mapping[str, PseudoSource],
-    prior: Float[np.ndarray, "s s k"],
+    prior: Bool[np.ndarray, "s s k"],
 ) -> dict[str, dict[str, float]]:
     """Returns the pooled IoU of pseudo-masks, and of the prior, against masks they never saw.
 

@@ -7,6 +7,11 @@ chests and runs on those. With CheXpert and CheXlocalize prepared by `python -m 
     python -m experiments.chexseg --data-dir data --workdir runs/chexpert --rho 0.9
 """
 
+import sys
+
+from chexseg_jax.data import BatchError
+from chexseg_jax.training import NotFinite
+from datasets.errors import DataError
 from experiments.pipeline import Run, open_data
 from experiments.results import publish
 from experiments.settings import STAGES, read_arguments
@@ -15,11 +20,14 @@ from experiments.settings import STAGES, read_arguments
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and runs the stages it asks for."""
     config = read_arguments(__doc__ or "", arguments)
-    run = Run(config, open_data(config))
-    for name in STAGES[: STAGES.index(config.until) + 1]:
-        getattr(run, name)
-    if config.until == "evaluate":
-        publish(run)
+    try:
+        run = Run(config, open_data(config))
+        for name in STAGES[: STAGES.index(config.until) + 1]:
+            getattr(run, name)
+        if config.until == "evaluate":
+            publish(run)
+    except (DataError, BatchError, NotFinite) as error:
+        sys.exit(f"{error}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ class Line:
 
     def __str__(self) -> str:
         verdict = "ok  " if self.ok else "FAIL"
-        return f"{verdict} {self.name:80} {self.error:8.1e} {self.tolerance:8.0e} {self.note}".rstrip()
+        return (
+            f"{verdict} {self.name:80} {self.error:8.1e} {self.tolerance:8.0e} {self.note}".rstrip()
+        )
 
 
 def failure(name: str, note: str) -> Line:
@@ -60,22 +62,23 @@ class Arrays(Mapping[str, np.ndarray]):
     """The arrays of one file, and which of them nobody has asked for yet."""
 
     def __init__(self, path: Path) -> None:
-        """Opens a file of `numpy.savez`; an array is read when it is asked for."""
+        """Reads a file of `numpy.savez`, without pickles."""
         self.name = path.name
-        self._file = np.load(path, allow_pickle=False)
-        self.unread = set(self._file.files)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            self._arrays = {name: found[name] for name in found.files}
+        self.unread = set(self._arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._file.files:
+        if name not in self._arrays:
             raise ValueError(f"the array {name} is missing; make the fixtures again")
         self.unread.discard(name)
-        return self._file[name]
+        return self._arrays[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.files)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self._file.files)
+        return len(self._arrays)
 
     def under(self, prefix: str) -> list[str]:
         """Returns what follows a prefix in the names that have it, in the file's order."""
@@ -103,7 +106,9 @@ class Fixtures:
             self.seed = int(index["seed"])
             self.kinds: dict[str, dict[str, Any]] = dict(index["state_dicts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: no index of fixtures ({error}); point at their folder") from None
+            raise ValueError(
+                f"{path}: no index of fixtures ({error}); point at their folder"
+            ) from None
         self.undrawn = set(self.kinds)
 
     def shapes(self, kind: str) -> dict[str, Any]:
@@ -117,7 +122,9 @@ class Fixtures:
         """Returns the whole state dict of one network, aliases included."""
         drawn: dict[str, np.ndarray] = {}
         for key, shape in self.shapes(kind).items():
-            drawn[key] = drawn[shape["same_as"]] if isinstance(shape, dict) else self.draw(key, shape)
+            drawn[key] = (
+                drawn[shape["same_as"]] if isinstance(shape, dict) else self.draw(key, shape)
+            )
         return drawn
 
     def aliases(self, kind: str) -> set[str]:

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +29,10 @@ def path_index(path: Path) -> Iterator[Line]:
     """Compares the neighbours of each radius and the paths to them, in order."""
     for radius, reference in json.loads(path.read_text()).items():
         ours = [[list(point) for point in way] for way in paths(int(radius))]
-        lists = {"destinations_dy_dx": [way[0] for way in ours], "paths": ours}
+        lists: dict[str, list[Any]] = {
+            "destinations_dy_dx": [way[0] for way in ours],
+            "paths": ours,
+        }
         for name in sorted(lists.keys() | reference.keys()):
             if name not in lists or name not in reference:
                 yield failure(f"{radius}/{name}", "only one side has it")
@@ -54,7 +58,7 @@ def walks(arrays: Arrays) -> Iterator[Line]:
         ours = np.moveaxis(np.asarray(walked[0]), -1, 0)
         note = f"radius {radius}, beta {beta}, {2**doublings} steps"
         line = compare(f"{case}/walked", ours, arrays[f"{case}/walked"], tolerance)
-        yield Line(line.name, line.error, line.tolerance, line.note or note)
+        yield replace(line, note=line.note or note)
 
 
 def crfs(arrays: Arrays) -> Iterator[Line]:
@@ -81,13 +85,13 @@ def crfs(arrays: Arrays) -> Iterator[Line]:
 def heatmaps(arrays: Arrays) -> Iterator[Line]:
     """Compares masks made from heat maps at Otsu's threshold and at given ones."""
     maps = arrays["heatmaps"]
-    size = maps.shape[1:]
+    height, width = maps.shape[1:]
     yield same("otsu_value", [otsu(grey_levels(one)) for one in maps], arrays["otsu_value"], "maps")
-    masks = np.stack([heatmap_to_mask(one, *size) for one in maps])
+    masks = np.stack([heatmap_to_mask(one, height, width) for one in maps])
     yield same("otsu", masks, arrays["otsu"] != 0, "pixels")
     for name in arrays.under("threshold_"):
         cut = float(name.replace("_", "."))
-        masks = np.stack([heatmap_to_mask(one, *size, cut) for one in maps])
+        masks = np.stack([heatmap_to_mask(one, height, width, cut) for one in maps])
         yield same(f"threshold_{name}", masks, arrays[f"threshold_{name}"] != 0, "pixels")
 
 

@@ -1,6 +1,5 @@
 """The networks against the references: forward, loss, gradients, statistics, and Grad-CAM."""
 
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -13,19 +12,22 @@ from flax import nnx
 from chexseg_jax.affinity import affinities, pair_losses
 from chexseg_jax.gradcam import grad_cam
 from chexseg_jax.losses import classification_loss, dice
-from chexseg_jax.metrics import THRESHOLDS
+from chexseg_jax.metrics import THRESHOLDS, count, stack, threshold_bins
 from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
 from chexseg_jax.models.weights import load_torch, to_torch
-from experiments.fixtures import Arrays, Fixtures, Line, compare, failure, same
+from experiments.fixtures import Arrays, Fixtures, Line, compare, failure
+from experiments.parity_gradients import ROUNDING, compare_key, gradients
 
 FORWARD = 1e-4
 LOSS = 1e-5
-GRADIENT = 1e-3
 SIDE = 1e-5
 """How near a threshold, relative to the largest logit, a pixel may fall on either side of it."""
+
+VANISHING = (-104.0, -87.0)
+"""Logits whose probability is too small for float32's normal numbers, and not for all its others."""
 
 TERMS = {
     "bg_pos_aff": "background",
@@ -50,6 +52,12 @@ def channels_first(maps: Any) -> np.ndarray:
     return np.moveaxis(np.asarray(maps), -1, 1)
 
 
+def parts(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """Returns a network's graph, its parameters, and the rest of its state."""
+    found: Any = nnx.split(model, nnx.Param, ...)
+    return found
+
+
 class Networks:
     """The networks of one folder of fixtures, compared file by file."""
 
@@ -66,12 +74,13 @@ class Networks:
         kind, images = "densenet121", channels_last(arrays["images_nchw"])
         labels = arrays["labels"].astype(np.int32)
         shapes = self.fixtures.shapes(kind)
-        model = DenseNet(shapes["classifier.weight"][0], rngs=nnx.Rngs(0))
+        outputs = shapes["classifier.weight"][0]
+        model = nnx.eval_shape(lambda: DenseNet(outputs, rngs=nnx.Rngs(0)))
         yield self._fill(kind, model)
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        graph, params, rest = parts(model)
 
         @jax.jit
-        def evaluate(params: Any, cotangents: jax.Array) -> tuple[Any, ...]:
+        def evaluate(params: Any, images: jax.Array, cotangents: jax.Array) -> tuple[Any, ...]:
             def forward(params: Any) -> tuple[jax.Array, jax.Array]:
                 network = nnx.merge(graph, params, rest, copy=True)
                 features = network.features(images)
@@ -83,16 +92,25 @@ class Networks:
         def loss(logits: jax.Array) -> jax.Array:
             return classification_loss(logits, jnp.asarray(labels), ("ignore",) * labels.shape[1])
 
-        logits, features, total = evaluate(params, jnp.ones(labels.shape))
+        logits, features, _ = evaluate(params, images, jnp.zeros(labels.shape))
         yield compare("features", channels_first(features), arrays["features"], FORWARD)
         yield compare("logits", logits, arrays["logits"], FORWARD)
         yield compare("probs", jax.nn.sigmoid(logits), arrays["probs"], FORWARD)
         value, cotangents = jax.value_and_grad(loss)(logits)
         yield compare("loss", value, arrays["loss"], LOSS)
-        _, _, gradient = evaluate(params, cotangents)
-        accumulated = jax.tree.map(jnp.add, gradient, total)
+        _, _, gradient = evaluate(params, images, cotangents)
+        _, _, accumulated = evaluate(params, images, cotangents + 1)
+
+        def rounded(seed: int) -> dict[str, np.ndarray]:
+            noise = jax.random.normal(jax.random.key(seed), images.shape)
+            _, _, found = evaluate(params, images * (1 + ROUNDING * noise), cotangents + 1)
+            return self._named(graph, found, rest)
+
         yield from gradients(
-            arrays, self._named(graph, accumulated, rest), self._named(graph, gradient, rest)
+            arrays,
+            self._named(graph, accumulated, rest),
+            self._named(graph, gradient, rest),
+            rounded,
         )
 
         cams, _ = jax.jit(lambda f: grad_cam(f, model.classify))(features)
@@ -136,7 +154,7 @@ class Networks:
             rngs=nnx.Rngs(0),
         )
         yield self._fill(kind, model)
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        graph, params, rest = parts(model)
 
         @jax.jit
         def evaluate(params: Any) -> Any:
@@ -156,7 +174,7 @@ class Networks:
         named = self._named(graph, gradient, rest)
         yield from gradients(arrays, named, named)
         yield compare("thresholds", THRESHOLDS, arrays["thresholds"], 1e-7)
-        yield from counts(large, bits != 0, arrays)
+        yield from counted(np.asarray(logits), np.asarray(masks) != 0, arrays)
 
     @cached_property
     def _irnet(self) -> tuple[Line, IRNet, Any]:
@@ -177,7 +195,7 @@ class Networks:
         radius = int(arrays.name.removeprefix("irnet_r").removesuffix(".npz"))
         stages = backbone(channels_last(arrays["images_nchw"]))
         labels = jnp.asarray(np.moveaxis(arrays["ir_labels"], 0, -1)[None].astype(np.int32))
-        graph, params, rest = nnx.split(model.heads, nnx.Param, ...)
+        graph, params, rest = parts(model.heads)
 
         @jax.jit
         def evaluate(params: Any, stages: Any) -> Any:
@@ -239,40 +257,29 @@ class Networks:
         return to_torch(nnx.merge(graph, gradient, rest, copy=True))
 
 
-def gradients(
-    arrays: Arrays, ours: dict[str, np.ndarray], plain: dict[str, np.ndarray]
-) -> Iterator[Line]:
-    """Compares gradients and their norms, whose keys must be those of every trained tensor."""
-    for key in arrays.under("grad/"):
-        yield compare_key("grad/", key, ours, arrays, GRADIENT)
-    norms = {key: np.linalg.norm(value.astype(np.float64)) for key, value in plain.items()}
-    named = arrays.under("gradnorm/")
-    for key in named:
-        yield compare_key("gradnorm/", key, norms, arrays, GRADIENT)
-    trained = {key for key in plain if not re.search(r"running_(mean|var)$", key)}
-    for key in sorted(trained - set(named)):
-        yield failure(f"gradnorm/{key}", "missing from the fixtures")
+def counted(logits: np.ndarray, masks: np.ndarray, arrays: Arrays) -> Iterator[Line]:
+    """Compares pixels in intersection and union at every threshold.
 
-
-def compare_key(prefix: str, key: str, ours: Any, arrays: Arrays, tolerance: float) -> Line:
-    """Compares what the fixtures keep under a key of PyTorch's."""
-    reference = arrays[prefix + key]
-    if key not in ours:
-        return failure(prefix + key, "no tensor of ours has this name")
-    return compare(prefix + key, ours[key], reference, tolerance)
-
-
-def counts(logits: np.ndarray, masks: np.ndarray, arrays: Arrays) -> Iterator[Line]:
-    """Compares pixels in intersection and union, save those too near a threshold to tell."""
+    Of pixels too near a threshold to tell, any number may differ. At threshold 0 these are the ones
+    whose probability float32 may or may not tell from zero.
+    """
+    chances = np.asarray(jax.nn.sigmoid(logits))
+    pairs = zip(threshold_bins(chances), masks, strict=True)
+    ours = stack([count(bins, truth) for bins, truth in pairs]).pooled()
     reach = SIDE * np.abs(logits).max()
-    with np.errstate(divide="ignore"):
-        cuts = np.log(THRESHOLDS) - np.log1p(-THRESHOLDS)
-    for name in ("intersection", "union"):
-        wrong = 0.0
-        for cut, row in zip(cuts, arrays[name], strict=True):
-            drawn, near = logits > cut, np.abs(logits - cut) <= reach
-            joined = drawn & masks if name == "intersection" else drawn | masks
-            doubt = near & masks if name == "intersection" else near & ~masks
-            apart = np.abs(joined.sum((0, 2, 3)) - row) - doubt.sum((0, 2, 3))
-            wrong = max(wrong, apart.max())
-        yield Line(name, wrong, 0.0, "pixels")
+    cuts = np.log(THRESHOLDS[1:]) - np.log1p(-THRESHOLDS[1:])
+    near = [(logits > VANISHING[0]) & (logits < VANISHING[1])]
+    near += [np.abs(logits - cut) <= reach for cut in cuts]
+    inside = np.stack([(some & masks).sum((0, 1, 2)) for some in near])
+    outside = np.stack([(some & ~masks).sum((0, 1, 2)) for some in near])
+    unions = ours.predictions + ours.truths[None] - ours.intersections
+    for name, found, doubt in (
+        ("intersection", ours.intersections, inside),
+        ("union", unions, outside),
+    ):
+        reference = arrays[name]
+        if reference.shape != found.shape:
+            yield failure(name, f"ours has shape {found.shape}, the reference {reference.shape}")
+            continue
+        beyond = np.maximum(np.abs(found - reference) - doubt, 0)
+        yield Line(name, float(beyond.max()), 0.0, f"pixels; {doubt.sum()} too near to tell")

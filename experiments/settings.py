@@ -90,7 +90,7 @@ CHEXPERT = Config(
     preset="chexpert",
     classify=ClassifyConfig(batch_size=64, learning_rate=2e-4, every=1000, augment=0.1),
     localize=LocalizeConfig(batch_size=128),
-    segment=SegmentConfig(batch_size=16, epochs=4, augment=0.1, maps=2000),
+    segment=SegmentConfig(batch_size=16, epochs=4.0, augment=0.1, maps=2000),
 )
 """Larger batches and light augmentation, for today's accelerators."""
 
@@ -102,13 +102,13 @@ PHANTOM = Config(
         output_stride=16,
         learning_rate=2e-3,
         batch_size=32,
-        epochs=5,
+        epochs=5.0,
         every=100,
         augment=0.3,
     ),
     # Maps of a network this small are broad: take less of them than the paper does.
     seeds=SeedConfig(disease=0.6, background=0.2),
-    relate=RelateConfig(radius=5, epochs=1, augment=0.1, every=200),
+    relate=RelateConfig(radius=5, epochs=1.0, augment=0.1, every=200),
     label=LabelConfig(threshold=0.7, cam_threshold=0.6),
     segment=SegmentConfig(
         width=32,
@@ -116,7 +116,7 @@ PHANTOM = Config(
         dropout=0.1,
         learning_rate=2e-3,
         batch_size=16,
-        epochs=3,
+        epochs=3.0,
         augment=0.1,
         every=100,
     ),
@@ -133,8 +133,14 @@ def read_arguments(description: str, arguments: list[str] | None = None) -> Conf
     name = "phantom"
     if any(a.split("=")[0] in ("--data-dir", "--data_dir") for a in given):
         name = "chexpert"
-    for flag, value in zip(given, [*given[1:], ""], strict=True):
+    for flag, value in zip(given, [*given[1:], ""], strict=False):
         if flag == "--preset" or flag.startswith("--preset="):
             name = flag.partition("=")[2] or value
     default = PRESETS.get(name, PHANTOM)
-    return tyro.cli(Config, default=default, args=given, description=description)
+    return tyro.cli(
+        Config,
+        prog="python -m experiments.chexseg",
+        default=default,
+        args=given,
+        description=description,
+    )

@@ -40,7 +40,7 @@ class ClassifyConfig:
     """A PyTorch file to start from: torchvision, torchxrayvision, Lightning or MoCo."""
     learning_rate: float = 1e-4
     batch_size: int = 16
-    epochs: float = 3
+    epochs: float = 3.0
     every: int = 300  # steps between validations: the paper's 4,800 images
     augment: float = 0.0
 

@@ -37,7 +37,7 @@ class RelateConfig:
     momentum: float = 0.0
     weight_decay: float = 1e-4
     batch_size: int = 16
-    epochs: float = 3
+    epochs: float = 3.0
     every: int = 1000  # steps between checkpoints
     augment: float = 0.5
 

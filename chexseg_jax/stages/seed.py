@@ -72,6 +72,7 @@ def run(config: SeedConfig, *, cams: Records, images: Source, size: int, folder:
             filled = np.resize(rows, config.batch_size)
             seeds = make(maps[filled], batch["images"], labels[filled])
             numbers = rows + part.start
-            examples += [dict(index=i, seeds=s) for i, s in zip(numbers, seeds, strict=False)]
+            pairs = zip(numbers, seeds, strict=False)
+            examples += [dict(index=np.asarray(i), seeds=s) for i, s in pairs]
         write_records(path, examples)
     folder.finish(images=len(images), seeded=len(Records(folder, "seeds")))

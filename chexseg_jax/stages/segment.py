@@ -44,7 +44,7 @@ class SegmentConfig:
     """A PyTorch file to start the whole segmenter from (smp's `best_model.pth`)."""
     learning_rate: float = 1e-4
     batch_size: int = 8
-    epochs: float = 20  # of expert and pseudo-masks together
+    epochs: float = 20.0  # of expert and pseudo-masks together
     every: int = 200  # steps between validations
     augment: float = 0.0
     maps: int | None = None
