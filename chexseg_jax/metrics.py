@@ -171,16 +171,17 @@ def per_image_intervals(values: Float[np.ndarray, "n k"]) -> list[Interval]:
 def pooled_intervals(counts: Counts) -> tuple[list[Interval], Interval]:
     """Returns the pooled IoU of each pathology, and their mean, with intervals over images.
 
-    Counts are those of many images, as `overlap` gives them. Here `mean` is the pooled
-    value itself, not the replicates' mean. `n` is the number of images where the pathology is drawn.
+    Counts are those of many images, as `overlap` gives them. Here `mean` is the pooled value itself, not
+    the replicates' mean, and `n` the number of images where the pathology is drawn. One that is drawn
+    nowhere has no value and no part in the mean.
     """
+    drawn = (counts.truths > 0).sum(0)
 
     def pooled(images: Int[np.ndarray, "n"]) -> Float[np.ndarray, "k"]:
-        return counts[images].pooled().iou()[0]
+        return np.where(drawn > 0, counts[images].pooled().iou()[0], np.nan)
 
     images = np.arange(len(counts.truths))
     replicates, values = resample(images, pooled), pooled(images)
-    drawn = (counts.truths > 0).sum(0)
     rows = [
         replace(interval(replicates[:, k], int(n)), mean=float(values[k]))
         for k, n in enumerate(drawn)

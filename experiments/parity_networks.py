@@ -19,7 +19,7 @@ from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
 from chexseg_jax.models.weights import load_torch, to_torch
 from experiments.fixtures import Arrays, Fixtures, Line, compare, failure
-from experiments.parity_gradients import ROUNDING, compare_key, gradients
+from experiments.parity_gradients import Gradients, compare_key, gradients, rounded
 
 FORWARD = 1e-4
 LOSS = 1e-5
@@ -98,21 +98,14 @@ class Networks:
         yield compare("probs", jax.nn.sigmoid(logits), arrays["probs"], FORWARD)
         value, cotangents = jax.value_and_grad(loss)(logits)
         yield compare("loss", value, arrays["loss"], LOSS)
-        _, _, gradient = evaluate(params, images, cotangents)
-        _, _, accumulated = evaluate(params, images, cotangents + 1)
 
-        def rounded(seed: int) -> dict[str, np.ndarray]:
-            noise = jax.random.normal(jax.random.key(seed), images.shape)
-            _, _, found = evaluate(params, images * (1 + ROUNDING * noise), cotangents + 1)
-            return self._named(graph, found, rest)
+        def gradient(number: int) -> tuple[Gradients, Gradients]:
+            pixels = rounded(images, number)
+            pair = (evaluate(params, pixels, cotangents + more)[2] for more in (1, 0))
+            accumulated, plain = (self._named(graph, one, rest) for one in pair)
+            return accumulated, plain
 
-        yield from gradients(
-            arrays,
-            self._named(graph, accumulated, rest),
-            self._named(graph, gradient, rest),
-            rounded,
-        )
-
+        yield from gradients(arrays, gradient)
         cams, _ = jax.jit(lambda f: grad_cam(f, model.classify))(features)
         size = (cams.shape[0], *images.shape[1:3], cams.shape[-1])
         large = channels_first(jax.image.resize(cams, size, "linear"))
@@ -157,7 +150,7 @@ class Networks:
         graph, params, rest = parts(model)
 
         @jax.jit
-        def evaluate(params: Any) -> Any:
+        def evaluate(params: Any, images: jax.Array) -> Any:
             def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
                 logits = nnx.merge(graph, params, rest, copy=True)(images)
                 scores = dice(logits, masks, jnp.ones(shape[:2]))
@@ -165,14 +158,18 @@ class Networks:
 
             return jax.value_and_grad(loss, has_aux=True)(params)
 
-        (loss, (scores, logits)), gradient = evaluate(params)
+        (loss, (scores, logits)), _ = evaluate(params, images)
         large = channels_first(logits)
         yield compare("logits", large[:, :, ::2, ::2], arrays["logits"], FORWARD)
         yield compare("logits_sum", large.astype(np.float64).sum(), arrays["logits_sum"], FORWARD)
         yield compare("loss", loss, arrays["loss"], LOSS)
         yield compare("dice", scores, arrays["dice"], LOSS)
-        named = self._named(graph, gradient, rest)
-        yield from gradients(arrays, named, named)
+
+        def gradient(number: int) -> tuple[Gradients, Gradients]:
+            named = self._named(graph, evaluate(params, rounded(images, number))[1], rest)
+            return named, named
+
+        yield from gradients(arrays, gradient)
         yield compare("thresholds", THRESHOLDS, arrays["thresholds"], 1e-7)
         yield from counted(np.asarray(logits), np.asarray(masks) != 0, arrays)
 
@@ -193,7 +190,7 @@ class Networks:
         line, model, backbone = self._irnet
         yield line
         radius = int(arrays.name.removeprefix("irnet_r").removesuffix(".npz"))
-        stages = backbone(channels_last(arrays["images_nchw"]))
+        images = channels_last(arrays["images_nchw"])
         labels = jnp.asarray(np.moveaxis(arrays["ir_labels"], 0, -1)[None].astype(np.int32))
         graph, params, rest = parts(model.heads)
 
@@ -207,7 +204,7 @@ class Networks:
 
             return jax.value_and_grad(loss, has_aux=True)(params)
 
-        (total, (edges, moves, terms)), gradient = evaluate(params, stages)
+        (total, (edges, moves, terms)), _ = evaluate(params, backbone(images))
         yield compare("edge_logits", edges[:, None], arrays["edge_logits"], FORWARD)
         yield compare("displacement", channels_first(moves), arrays["displacement"], FORWARD)
         table, columns = arrays["terms"], arrays["terms_columns"].tolist()
@@ -225,10 +222,14 @@ class Networks:
         costs = {"pos_sum": alike + np.float32(1e-5), "neg_sum": np.float32(1 + 1e-5) - alike}
         for name, values in costs.items():
             yield compare(name, -np.log(values).sum(dtype=np.float64), arrays[name], LOSS)
-        changed = nnx.clone(model)
-        nnx.update(changed.heads, gradient)
-        named = {k: v for k, v in to_torch(changed).items() if k.startswith("fc_")}
-        yield from gradients(arrays, named, named)
+
+        def gradient(number: int) -> tuple[Gradients, Gradients]:
+            changed = nnx.clone(model)
+            nnx.update(changed.heads, evaluate(params, backbone(rounded(images, number)))[1])
+            named = {key: v for key, v in to_torch(changed).items() if key.startswith("fc_")}
+            return named, named
+
+        yield from gradients(arrays, gradient)
 
     def inference(self, arrays: Arrays) -> Iterator[Line]:
         """Compares IRNet's boundaries and displacements of an image and its mirror image."""

@@ -135,5 +135,16 @@ def test_pooled_intervals_hold_the_pooled_value():
     assert mean.mean == pytest.approx(np.mean([row.mean for row in rows]))
 
 
+def test_what_is_drawn_nowhere_has_no_part_in_the_mean():
+    truths, masks = np.zeros((4, 2, 2, 2), bool), np.ones((4, 2, 2, 2), bool)
+    truths[:, 0, :, 0] = True
+    rows, mean = pooled_intervals(
+        stack([overlap(m, t) for m, t in zip(masks, truths, strict=True)])
+    )
+    assert (rows[0].mean, rows[0].n, rows[1].n) == (0.5, 4, 0)
+    assert np.isnan(rows[1].mean) and np.isnan(rows[1].lower)
+    assert mean.mean == 0.5
+
+
 def test_nan_mean_of_nothing_is_nan_without_a_warning():
     np.testing.assert_equal(nan_mean(np.array([[np.nan, 1.0], [np.nan, 3.0]])), [np.nan, 2.0])
