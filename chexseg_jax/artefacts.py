@@ -31,6 +31,12 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def digest_file(path: Path) -> str:
+    """Returns the SHA-256 of a file, for files that a stage reads from outside the run."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Gives a path to write to; what is there becomes `path` at the end, at once or not at all."""

@@ -14,6 +14,7 @@ from chexseg_jax.devices import compute_dtype, local_mesh, replicated
 from chexseg_jax.images import CHEXPERT, IMAGENET, XRV, Normalisation
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.resnet import ResNet
+from chexseg_jax.models.weights import load_torch
 
 Pixels = Literal["imagenet", "chexpert", "xrv"]
 """Whose normalisation a network's weights were trained with."""
@@ -65,6 +66,20 @@ def build(
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def start_from(path: Path, model: nnx.Module, pixels: Normalisation, *, head: bool = True) -> None:
+    """Fills a network from a PyTorch file, whose weights must expect pixels as they will come.
+
+    Raises:
+        ValueError: they expect another normalisation, or are another network's.
+    """
+    wanted = load_torch(path, model, head=head)
+    if wanted != pixels:
+        name = next(name for name, known in NORMALISATIONS.items() if known == wanted)
+        raise ValueError(
+            f"{path}: these weights expect pixels normalised as {name}; set --classify.pixels={name}"
+        )
 
 
 def restore(

@@ -40,12 +40,18 @@ def failure(name: str, note: str) -> Line:
     return Line(name, float("inf"), 0.0, note)
 
 
-def compare(name: str, ours: Any, reference: Any, tolerance: float) -> Line:
-    """Compares numbers: the greatest difference, relative to the reference's greatest magnitude."""
+def compare(
+    name: str, ours: Any, reference: Any, tolerance: float, scale: float | None = None
+) -> Line:
+    """Compares numbers: the greatest difference, relative to `scale`.
+
+    Without one, to the reference's greatest magnitude.
+    """
     a, b = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     if a.shape != b.shape:
         return failure(name, f"ours has shape {a.shape}, the reference {b.shape}")
-    scale = np.abs(b).max(initial=0)
+    if scale is None:
+        scale = np.abs(b).max(initial=0)
     error = np.abs(a - b).max(initial=0) / (scale if scale > 0 else 1)
     return Line(name, float(error), tolerance)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from chexseg_jax.artefacts import Folder, Records, open_folder
+from chexseg_jax.artefacts import Folder, Records, digest_file, open_folder
 from chexseg_jax.data import Source, Subset, choose
 from chexseg_jax.losses import policies_of
 from chexseg_jax.networks import NORMALISATIONS
@@ -115,6 +115,7 @@ class Run:
                 "train": self.data.train.fingerprint,
                 "valid": self.data.valid.fingerprint,
                 **({"teacher": teacher.fingerprint} if teacher else {}),
+                **({"init": digest_file(settings.init)} if settings.init else {}),
             },
             lambda folder: classify_stage.run(
                 settings,
@@ -236,6 +237,7 @@ class Run:
     def segment(self) -> Folder:
         """Expert masks, pseudo-masks and rho to a segmenter."""
         settings, encoder = self.encoder
+        init = self.config.segment.init
         return self._stage(
             segment_stage,
             {**asdict(self.config.segment), **self._scalars, "rho": self.config.rho},
@@ -244,6 +246,7 @@ class Run:
                 "pseudo": self.label.fingerprint,
                 "expert_train": self.data.expert_train.fingerprint,
                 "expert_val": self.data.expert_val.fingerprint,
+                **({"init": digest_file(init)} if init else {}),
             },
             lambda folder: segment_stage.run(
                 self.config.segment,

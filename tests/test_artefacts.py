@@ -6,6 +6,7 @@ import pytest
 
 from chexseg_jax.artefacts import (
     Records,
+    digest_file,
     my_shards,
     open_folder,
     shards,
@@ -86,3 +87,13 @@ def test_records_come_back_by_index_over_shards(tmp_path):
     assert len(records) == 6
     assert [int(records[i]["index"]) for i in range(6)] == [0, 1, 2, 10, 11, 12]
     assert str(records[4]["id"]) == "p1"
+
+
+def test_a_file_is_known_by_its_content(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"abc")
+    second.write_bytes(b"abd")
+    # FIPS 180-2, appendix B.1.
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert digest_file(first) == known
+    assert digest_file(second) != known

@@ -19,8 +19,7 @@ from chexseg_jax.data import Source, endless, framed, once
 from chexseg_jax.inference import Logits, infer
 from chexseg_jax.losses import Policy, classification_loss, policies_of
 from chexseg_jax.metrics import auroc, mean_of
-from chexseg_jax.models.weights import load_torch
-from chexseg_jax.networks import NORMALISATIONS, Network, Pixels, build, restore
+from chexseg_jax.networks import NORMALISATIONS, Network, Pixels, build, restore, start_from
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexseg_jax.training import fit
 
@@ -38,6 +37,8 @@ class ClassifyConfig:
     pixels: Pixels = "imagenet"
     init: Path | None = None
     """A PyTorch file to start from: torchvision, torchxrayvision, Lightning or MoCo."""
+    init_head: bool = False
+    """Whether to take that file's head too: a classifier of the same observations has one to give."""
     learning_rate: float = 1e-4
     batch_size: int = 16
     epochs: float = 3.0
@@ -103,7 +104,7 @@ def run(
     policies, normalise = policies_of(config.policy), NORMALISATIONS[config.pixels]
     model = constructor(config, seed)()
     if config.init:
-        load_torch(config.init, model)
+        start_from(config.init, model, normalise, head=config.init_head)
     context = None
     if teacher is not None:
         taught = load_classifier(without_teacher(config), teacher)

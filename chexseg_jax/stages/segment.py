@@ -24,8 +24,7 @@ from chexseg_jax.inference import Probabilities, infer
 from chexseg_jax.losses import dice
 from chexseg_jax.metrics import Counts, count, mean_of, stack, threshold_bins
 from chexseg_jax.models.deeplab import DeepLabV3Plus
-from chexseg_jax.models.weights import load_torch
-from chexseg_jax.networks import restore
+from chexseg_jax.networks import restore, start_from
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudo import PseudoSource
 from chexseg_jax.training import fit
@@ -111,7 +110,7 @@ def run(
     """
     model = _construct(lambda: backbone, config, seed)
     if config.init:
-        load_torch(config.init, model)
+        start_from(config.init, model, normalise)
     chosen = choose(len(images), config.maps, seed)
 
     def weak(index: int, example: Example) -> Example:
