@@ -230,7 +230,11 @@ class Run:
         """The segmenter's encoder: how it was trained, and where it is."""
         if self.config.encoder == "classifier":
             return self.config.classify, self.classify
-        settings = replace(self.config.classify, network=ENCODERS[self.config.encoder])
+        settings = replace(
+            self.config.classify,
+            network=ENCODERS[self.config.encoder],
+            init=self.config.encoder_init,
+        )
         return settings, self._classified(settings, f"classify-{self.config.encoder}")
 
     @cached_property

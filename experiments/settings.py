@@ -62,6 +62,8 @@ class Config:
     """How many weakly labelled images to use, drawn by the seed; all if not given."""
     encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
     """The segmenter's encoder: the classifier itself, or a ResNet trained in the same way."""
+    encoder_init: Path | None = None
+    """A PyTorch file for that ResNet to start from, as `--classify.init` is for the classifier."""
     phantoms: Phantoms = field(default_factory=Phantoms)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)

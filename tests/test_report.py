@@ -44,8 +44,8 @@ def report():
         "data": {"chexpert": {"fingerprint": "abc123", "images": 2000}},
         "classifier": {"auroc": dict.fromkeys(OBSERVATIONS, 0.875), "n": dict.fromkeys(OBSERVATIONS, 9)},
         "pseudo_masks": {
-            "cam": ious, "irnet": ious, "prior": ious,
-            "means": {"cam": 0.211, "irnet": 0.322, "prior": 0.133},
+            "cam": ious, "irnet": ious, "prior": ious, "prior_labels": ious,
+            "means": {"cam": 0.211, "irnet": 0.322, "prior": 0.133, "prior_labels": 0.244},
         },
         "pooled": pooled,
         "per_image": {"true_pos_only_True": means, "true_pos_only_False": means},
@@ -154,7 +154,7 @@ def test_every_table_and_every_number_is_there(tmp_path):
     assert ["Edema", "0.250 [0.200, 0.300]", "7"] in rows  # hit rate
     assert ["Fracture", "9", "0.875"] in rows
     assert ["Mean of CheXpert's five", "", "0.875"] in rows
-    assert ["Mean", "0.211", "0.322", "0.133"] in rows
+    assert ["Mean", "0.211", "0.322", "0.133", "0.244"] in rows
     assert ["segment", "12.3 s", "runs/segment-1"] in rows
     assert ["chexpert", "2,000", "abc123"] in rows
     assert ["jax", "0.10.2"] in rows
