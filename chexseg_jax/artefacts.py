@@ -20,6 +20,7 @@ import jax.experimental.multihost_utils
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
 
 SHARD = 256
 """Examples in a shard."""
@@ -136,12 +137,20 @@ def shard_path(folder: Path, name: str, index: int, count: int, suffix: str) -> 
     return folder / f"{name}-{index:05d}-of-{count:05d}.{suffix}"
 
 
-def my_shards(folder: Path, name: str, examples: int, suffix: str) -> list[tuple[Path, range]]:
-    """Returns this process's shards that are not there yet."""
+def missing_shards(
+    folder: Folder, name: str, examples: int, suffix: str
+) -> Iterator[tuple[Path, range]]:
+    """Gives this process's shards that are not there yet, with a bar of the examples done."""
     parts = shards(examples)
     mine = range(jax.process_index(), len(parts), jax.process_count())
-    paths = [(shard_path(folder, name, i, len(parts), suffix), parts[i]) for i in mine]
-    return [(path, part) for path, part in paths if not path.exists()]
+    total = sum(len(parts[i]) for i in mine)
+    quiet = jax.process_index() > 0
+    with tqdm(total=total, desc=folder.stage, unit=" images", disable=quiet) as bar:
+        for index in mine:
+            path = shard_path(folder.path, name, index, len(parts), suffix)
+            if not path.exists():
+                yield path, parts[index]
+            bar.update(len(parts[index]))
 
 
 def write_records(path: Path, examples: Iterable[Mapping[str, np.ndarray]]) -> None:

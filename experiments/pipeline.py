@@ -20,6 +20,7 @@ from chexseg_jax.stages import relate as relate_stage
 from chexseg_jax.stages import seed as seed_stage
 from chexseg_jax.stages import segment as segment_stage
 from datasets.prepare import prepare_phantoms
+from datasets.sources import Source as Prepared
 from datasets.sources import available, open_source
 from experiments.settings import ENCODERS, Config
 
@@ -33,7 +34,7 @@ class Data:
     expert_train: Source
     expert_val: Source
     test: Source
-    hidden: Source | None
+    hidden: Prepared | None
 
     def named(self) -> dict[str, Source]:
         """Returns the sources there are, by name."""

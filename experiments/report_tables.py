@@ -190,7 +190,7 @@ def pseudo_table(report: Mapping[str, Any]) -> str:
         "cam": "CAM",
         "irnet": "IRNet",
         "prior": "Prior",
-        "prior_labels": "Prior, told the labels",
+        "prior_labels": "Prior + labels",
     }
     if not part(report, "pseudo_masks"):
         return "<p>Pseudo-masks were not measured: no masks to hold them to.</p>"

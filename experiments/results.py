@@ -3,16 +3,20 @@
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 
 from chexseg_jax.artefacts import Records, write_json
-from chexseg_jax.images import letterbox
+from chexseg_jax.data import Subset, framed, once
+from chexseg_jax.images import letterbox_masks
+from chexseg_jax.inference import Probabilities, infer
 from chexseg_jax.logs import read_log
 from chexseg_jax.masks import unpack
 from chexseg_jax.metrics import mean_of
@@ -88,30 +92,47 @@ def pseudo_masks(run: Run) -> dict[str, Any] | None:
 
 def examples(run: Run, weak: int = 12) -> Sequence[Example]:
     """Returns the test images that the page shows, and some with their pseudo-masks."""
+    records = Records(run.evaluate, "examples")
     shown = []
-    for record in (Records(run.evaluate, "examples")[i] for i in range(_count(run))):
+    for record in (records[i] for i in range(len(records))):
+        layers = {name: record[field] for field, name in LAYERS.items() if field in record}
         scores = zip(PATHOLOGIES, record["ious"].tolist(), strict=True)
         shown.append(
             Example(
                 str(record["image_id"]),
                 record["image"][..., 0],
-                {
-                    name: unpack(record[field]).astype(bool)
-                    for field, name in LAYERS.items()
-                    if field in record
-                },
+                {name: unpack(bits).astype(bool) for name, bits in layers.items()},
                 {name: score for name, score in scores if score == score},
             )
         )
+    return [*shown, *_weak_examples(run, weak)]
+
+
+def _weak_examples(run: Run, wanted: int) -> Iterator[Example]:
+    """Gives some weakly labelled images: pseudo-mask, prediction and, of phantoms, the truth."""
     pseudo, size = PseudoSource(run.label), run.config.image_size
-    drawn = (i for i in range(len(pseudo)) if pseudo[i].rles)
-    for _, index in zip(range(weak), drawn, strict=False):
-        masks, _ = pseudo[index].framed(size)
-        image = letterbox(run.data.train[index]["image"], size)
-        layers = {"pseudo": masks.astype(bool)}
-        shown.append(Example(pseudo[index].image_id, image[..., 0], layers, {}))
-    return shown
+    drawn = list(islice((i for i in range(len(pseudo)) if pseudo[i].rles), wanted))
+    metrics = json.loads((run.evaluate.path / "metrics.json").read_text())
+    thresholds = np.array(list(metrics["thresholds"].values()))
+    segment = infer(Probabilities(run.normalise), run.segmenter)
+    source = framed(Subset(run.data.train, drawn), size)
+    for batch, count in once(source, run.config.evaluate.batch_size):
+        predictions = segment(batch["images"]) > thresholds
+        for row in range(count):
+            masks = pseudo[drawn[row]]
+            layers = {
+                "pseudo": masks.framed(size)[0].astype(bool),
+                "prediction": predictions[row],
+                **_truth(run, masks.image_id, size),
+            }
+            yield Example(masks.image_id, batch["images"][row, ..., 0], layers, {})
+        del drawn[:count]
 
 
-def _count(run: Run) -> int:
-    return len(Records(run.evaluate, "examples"))
+def _truth(run: Run, image_id: str, size: int) -> dict[str, Bool[np.ndarray, "s s k"]]:
+    """Returns the hidden masks of a weakly labelled image, if there are any."""
+    hidden = run.data.hidden
+    if hidden is None or image_id not in hidden.image_ids:
+        return {}
+    masks = hidden[hidden.image_ids.index(image_id)]["masks"]
+    return {"expert": letterbox_masks(masks, size).astype(bool)}

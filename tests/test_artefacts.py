@@ -7,7 +7,7 @@ import pytest
 from chexseg_jax.artefacts import (
     Records,
     digest_file,
-    my_shards,
+    missing_shards,
     open_folder,
     shards,
     whole,
@@ -67,14 +67,15 @@ def test_shards_cover_everything_once():
 
 
 def test_processes_share_the_shards_and_skip_what_is_there(tmp_path, monkeypatch):
+    folder = open_folder(tmp_path, "localize", 1, Settings(), {})
     monkeypatch.setattr("jax.process_count", lambda: 2)
     names = []
     for index in (0, 1):
         monkeypatch.setattr("jax.process_index", lambda index=index: index)
-        names += [path.name for path, _ in my_shards(tmp_path, "cams", 600, "npz")]
+        names += [path.name for path, _ in missing_shards(folder, "cams", 600, "npz")]
     assert sorted(names) == [f"cams-{i:05d}-of-00003.npz" for i in range(3)]
-    (tmp_path / names[-1]).touch()
-    assert my_shards(tmp_path, "cams", 600, "npz") == []
+    (folder.path / names[-1]).touch()
+    assert list(missing_shards(folder, "cams", 600, "npz")) == []
 
 
 def test_records_come_back_by_index_over_shards(tmp_path):
@@ -87,6 +88,14 @@ def test_records_come_back_by_index_over_shards(tmp_path):
     assert len(records) == 6
     assert [int(records[i]["index"]) for i in range(6)] == [0, 1, 2, 10, 11, 12]
     assert str(records[4]["id"]) == "p1"
+
+
+def test_a_shard_may_hold_nothing(tmp_path):
+    folder = open_folder(tmp_path, "seed", 1, Settings(), {})
+    for shard, rows in enumerate([[], [{"index": np.array(3)}], []]):
+        write_records(folder.path / f"seeds-{shard:05d}-of-00003.arrayrecord", rows)
+    records = Records(folder, "seeds")
+    assert len(records) == 1 and int(records[0]["index"]) == 3
 
 
 def test_a_file_is_known_by_its_content(tmp_path):

@@ -112,6 +112,10 @@ def test_once_gives_everything_in_order_and_pads_the_last():
     )
 
 
+def test_nothing_gives_no_batches():
+    assert list(once(framed(Subset(Numbers(), []), 16), 16)) == []
+
+
 def test_pad_of_a_full_batch_is_the_batch():
     batch = {"a": np.arange(4)}
     np.testing.assert_array_equal(pad(batch, 4)["a"], np.arange(4))

@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from tqdm import tqdm
 
 from chexseg_jax.affinity import random_walk
-from chexseg_jax.artefacts import Folder, Records, my_shards
+from chexseg_jax.artefacts import Folder, Records, missing_shards
 from chexseg_jax.data import Source, Subset, framed, once
 from chexseg_jax.gradcam import enlarge, normalise_cams
 from chexseg_jax.images import Normalisation
@@ -75,9 +74,7 @@ def run(
     bounded = infer(Boundaries(normalise), irnet) if irnet is not None else None
     walked = spread(partial(_walked, size=size, config=config))
     plain = spread(partial(_plain, size=size, config=config))
-    for path, part in tqdm(
-        my_shards(folder.path, "masks", len(images), "jsonl"), desc=folder.stage, unit=" shards"
-    ):
+    for path, part in missing_shards(folder, "masks", len(images), "jsonl"):
         found = [cams[index] for index in part]
         labels = pathology_labels(np.stack([record["labels"] for record in found]))
         sure = 1 / (1 + np.exp(-np.stack([record["logits"] for record in found]))) >= config.gate

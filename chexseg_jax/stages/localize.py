@@ -9,9 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from chexseg_jax.artefacts import Folder, my_shards, write_records
+from chexseg_jax.artefacts import Folder, missing_shards, write_records
 from chexseg_jax.data import Source, Subset, framed, once
 from chexseg_jax.gradcam import normalise_cams
 from chexseg_jax.images import Normalisation
@@ -38,9 +37,7 @@ def run(
 ) -> None:
     """Writes `cams-*.arrayrecord`: for each image its maps (float16), log odds and labels."""
     mapped = infer(Cams(normalise), classifier)
-    for path, part in tqdm(
-        my_shards(folder.path, "cams", len(images), "arrayrecord"), desc="localize", unit=" shards"
-    ):
+    for path, part in missing_shards(folder, "cams", len(images), "arrayrecord"):
         examples: list[dict[str, Any]] = []
         for batch, count in once(framed(Subset(images, part), size), config.batch_size):
             cams, logits = mapped(batch["images"])

@@ -18,7 +18,7 @@ from flax import nnx
 
 from chexseg_jax.affinity import pair_losses
 from chexseg_jax.artefacts import Folder, Records
-from chexseg_jax.data import Example, Mapped, Source, endless
+from chexseg_jax.data import BatchError, Example, Mapped, Source, endless
 from chexseg_jax.devices import compute_dtype
 from chexseg_jax.images import Normalisation, letterbox
 from chexseg_jax.models.irnet import IRNet
@@ -63,6 +63,11 @@ def run(
     folder: Folder,
 ) -> None:
     """Trains IRNet's heads on a frozen backbone; the last step is kept."""
+    if not len(seeds):
+        raise BatchError(
+            "no image has a positive finding with a map, so there is nothing to relate; "
+            "check the labels, or use --pseudo=cam"
+        )
 
     def example(_: int, record: Example) -> Example:
         shown = letterbox(images[int(record["index"])]["image"], size)

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
-from tqdm import tqdm
 
-from chexseg_jax.artefacts import Folder, Records, my_shards, write_records
+from chexseg_jax.artefacts import Folder, Records, missing_shards, write_records
 from chexseg_jax.crf import CrfConfig, seeds_from_cams
 from chexseg_jax.data import Source, Subset, framed, once
 from chexseg_jax.gradcam import enlarge
@@ -58,9 +57,7 @@ def _seeds(
 def run(config: SeedConfig, *, cams: Records, images: Source, size: int, folder: Folder) -> None:
     """Writes `seeds-*.arrayrecord`: the index and the seeds of each image with a positive finding."""
     make = spread(partial(_seeds, config=config))
-    for path, part in tqdm(
-        my_shards(folder.path, "seeds", len(images), "arrayrecord"), desc="seed", unit=" shards"
-    ):
+    for path, part in missing_shards(folder, "seeds", len(images), "arrayrecord"):
         found = [cams[index] for index in part]
         labels = pathology_labels(np.stack([record["labels"] for record in found]))
         maps = np.stack([record["cams"] for record in found])
