@@ -43,9 +43,14 @@ RESNET50: Final = Network("resnet", (3, 4, 6, 3), bottleneck=True)
 
 
 def build(
-    network: Network, outputs: int, key: jax.Array, *, output_stride: int = 32
+    network: Network,
+    outputs: int,
+    key: jax.Array,
+    *,
+    output_stride: int = 32,
+    dilated: bool = True,
 ) -> DenseNet | ResNet:
-    """Returns the network with fresh weights."""
+    """Returns the network with fresh weights; `dilated` is as in `ResNet`."""
     rngs, dtype = nnx.Rngs(key), compute_dtype()
     if network.kind == "densenet":
         return DenseNet(
@@ -63,22 +68,37 @@ def build(
         bottleneck=network.bottleneck,
         width=network.width,
         output_stride=output_stride,
+        dilated=dilated,
         dtype=dtype,
         rngs=rngs,
     )
 
 
-def start_from(path: Path, model: nnx.Module, pixels: Normalisation, *, head: bool = True) -> None:
+class WeightsError(ValueError):
+    """A file of weights that does not fit."""
+
+
+def start_from(
+    path: Path,
+    model: nnx.Module,
+    pixels: Normalisation,
+    *,
+    head: bool = True,
+    stage: str = "classify",
+) -> None:
     """Fills a network from a PyTorch file, whose weights must expect pixels as they will come.
 
     Raises:
-        ValueError: they expect another normalisation, or are another network's.
+        WeightsError: they expect another normalisation, or are another network's.
     """
-    wanted = load_torch(path, model, head=head)
+    try:
+        wanted = load_torch(path, model, head=head)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     if wanted != pixels:
         name = next(name for name, known in NORMALISATIONS.items() if known == wanted)
-        raise ValueError(
-            f"{path}: these weights expect pixels normalised as {name}; set --classify.pixels={name}"
+        raise WeightsError(
+            f"{path}: these weights expect pixels normalised as {name}; set --{stage}.pixels={name}"
         )
 
 

@@ -10,6 +10,7 @@ chests and runs on those. With CheXpert and CheXlocalize prepared by `python -m 
 import sys
 
 from chexseg_jax.data import BatchError
+from chexseg_jax.networks import WeightsError
 from chexseg_jax.training import NotFinite
 from datasets.errors import DataError
 from experiments.pipeline import Run, open_data
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
             getattr(run, name)
         if config.until == "evaluate":
             publish(run)
-    except (DataError, BatchError, NotFinite) as error:
+    except (DataError, BatchError, WeightsError, NotFinite, OSError) as error:
         sys.exit(f"{error}")
 
 

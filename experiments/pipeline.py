@@ -178,17 +178,29 @@ class Run:
             ),
         )
 
+    @property
+    def related(self) -> tuple[Callable[[], Any], Any]:
+        """What makes IRNet's backbone, and what that backbone expects of pixels."""
+        settings = self.config.relate
+        if settings.init:
+            return relate_stage.constructor(), NORMALISATIONS[settings.pixels]
+        return classify_stage.constructor(self.config.classify), self.normalise
+
     @cached_property
     def relate(self) -> Folder:
         """Seeds and images to IRNet."""
+        init = self.config.relate.init
         return self._stage(
             relate_stage,
             {**asdict(self.config.relate), **self._scalars},
-            {"seeds": self.seed.fingerprint, "backbone": self.classify.fingerprint},
+            {
+                "seeds": self.seed.fingerprint,
+                "backbone": digest_file(init) if init else self.classify.fingerprint,
+            },
             lambda folder: relate_stage.run(
                 self.config.relate,
-                backbone=self.classifier,
-                normalise=self.normalise,
+                backbone=relate_stage.constructor()() if init else self.classifier,
+                normalise=self.related[1],
                 seeds=Records(self.seed, "seeds"),
                 images=self.data.train,
                 size=self.config.image_size,
@@ -206,12 +218,11 @@ class Run:
         def work(folder: Folder) -> None:
             irnet = None
             if kind == "irnet":
-                backbone = classify_stage.constructor(self.config.classify)
-                irnet = relate_stage.load_irnet(self.relate.path, backbone)
+                irnet = relate_stage.load_irnet(self.relate.path, self.related[0])
             label_stage.run(
                 self.config.label,
                 irnet=irnet,
-                normalise=self.normalise,
+                normalise=self.related[1],
                 cams=Records(self.localize, "cams"),
                 images=self.data.train,
                 size=self.config.image_size,

@@ -7,7 +7,10 @@ import pytest
 
 from chexseg_jax.artefacts import Records
 from chexseg_jax.masks import pack_rles
+from chexseg_jax.models.safetensors import save_safetensors
+from chexseg_jax.models.weights import to_torch
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.stages.classify import load_classifier
 from experiments.chexseg import main
 from experiments.pipeline import Run, open_data
 from experiments.settings import PRESETS, read_arguments
@@ -157,3 +160,19 @@ def test_presets_and_flags():
     paper = read_arguments("", ["--preset", "paper", "--seed", "3"])
     assert paper.seed == 3 and paper.classify == PRESETS["paper"].classify
     assert (paper.relate.learning_rate, paper.seeds.disease) == (0.1, 0.3)
+
+
+def test_a_classifier_starts_from_a_file(workdir, tmp_path):
+    settings = read_arguments("", arguments(workdir))
+    trained = load_classifier(settings.classify, stage(workdir, "classify"))
+    save_safetensors(tmp_path / "trained.safetensors", to_torch(trained))
+    flags = [f"--classify.init={tmp_path / 'trained.safetensors'}", "--classify.init-head"]
+    flags += ["--classify.epochs=0.25", "--until=classify"]
+    main(arguments(tmp_path, *flags, f"--data-dir={workdir / 'phantoms'}", "--preset=phantom"))
+    scores = [
+        json.loads((stage(folder, "classify") / "manifest.json").read_text())["score"]
+        for folder in (workdir, tmp_path)
+    ]
+    assert scores[1] > scores[0] - 0.1  # a step or two from where it stopped, not from nothing
+    with pytest.raises(SystemExit, match=r"--classify\.pixels=imagenet"):
+        main(arguments(workdir, *flags, "--classify.pixels=xrv"))

@@ -3,7 +3,7 @@
 The release adds up the ten pathologies' losses cumulatively, so that the first counts ten times; keeps
 the learning rate constant; and pads labels with background. Here the loss is the mean over the findings
 present, the rate decays polynomially, and what lies beyond the frame is unsure. The frozen backbone is
-our classifier, not an ImageNet ResNet-50.
+our classifier unless a PyTorch file of the paper's, an ImageNet ResNet-50, is at hand.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from chexseg_jax.data import BatchError, Example, Mapped, Source, endless
 from chexseg_jax.devices import compute_dtype
 from chexseg_jax.images import Normalisation, letterbox
 from chexseg_jax.models.irnet import IRNet
-from chexseg_jax.networks import restore
+from chexseg_jax.networks import RESNET50, Pixels, build, restore, start_from
 from chexseg_jax.training import fit, poly
 
 VERSION = 1
@@ -40,6 +40,17 @@ class RelateConfig:
     epochs: float = 3.0
     every: int = 1000  # steps between checkpoints
     augment: float = 0.5
+    init: Path | None = None
+    """A PyTorch file of a ResNet-50 to be the frozen backbone in the classifier's place."""
+    init_whole: bool = False
+    """Whether that file is a whole IRNet, its heads to start from."""
+    pixels: Pixels = "imagenet"
+    """The normalisation that file's weights expect."""
+
+
+def constructor() -> Any:
+    """Returns a function that makes the backbone of `init`: a ResNet-50 of stride 16."""
+    return partial(build, RESNET50, 1000, jax.random.key(0), output_stride=16, dilated=False)
 
 
 def load_irnet(folder: Path, backbone: Any) -> IRNet:
@@ -89,7 +100,11 @@ def run(
         shares = {n: (terms[n] * present).sum() / jnp.maximum(present.sum(), 1) for n in names}
         return loss, shares
 
+    if config.init and not config.init_whole:
+        start_from(config.init, backbone, normalise, head=False, stage="relate")
     model = IRNet(backbone, rngs=nnx.Rngs(seed), dtype=compute_dtype())
+    if config.init and config.init_whole:
+        start_from(config.init, model, normalise, stage="relate")
     steps = max(1, round(config.epochs * len(seeds) / config.batch_size))
 
     def descend(rate: float) -> optax.GradientTransformation:
