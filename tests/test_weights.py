@@ -12,7 +12,7 @@ from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
 from chexseg_jax.models.safetensors import save_safetensors
-from chexseg_jax.models.weights import load_torch, names_of, to_torch
+from chexseg_jax.models.weights import load_torch, names_of, save_torch, to_torch
 
 
 def densenet(outputs=14, seed=0):
@@ -244,3 +244,12 @@ def test_files_without_a_state_dict_say_so(tmp_path):
         load_torch(tmp_path / "a.pth", resnet())
     with pytest.raises(ValueError, match="missing bn1"):
         load_torch({}, resnet())
+
+
+def test_a_file_of_ours_says_which_pixels_its_weights_expect(tmp_path):
+    path = tmp_path / "ours.safetensors"
+    save_torch(path, densenet(), CHEXPERT)
+    assert load_torch(path, densenet(seed=1)) == CHEXPERT
+    save_safetensors(path, to_torch(densenet()), {"normalisation": '{"mean": [0.5], "std": [1]}'})
+    with pytest.raises(ValueError, match=r"ours\.safetensors: its normalisation"):
+        load_torch(path, densenet(seed=1))

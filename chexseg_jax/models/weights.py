@@ -1,12 +1,12 @@
 """Weights in and out under the names that PyTorch's implementations use, strict both ways.
 
-One table says how our names become theirs; another what each publisher adds: prefixes, aliases,
-buffers, heads for other tasks, and the normalisation that its images had.
+`publishers` holds the tables: how our names become theirs, and what each publisher adds.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,135 +14,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from chexseg_jax.images import CHEXPERT, IMAGENET, XRV, Normalisation
+from chexseg_jax.images import Normalisation
 from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
+from chexseg_jax.models.publishers import (
+    BUFFERS,
+    DEEPLAB,
+    DENSENET,
+    IRNET,
+    LEAVES,
+    PUBLISHERS,
+    RESNET,
+    TORCHXRAYVISION,
+    Publisher,
+    Rules,
+)
 from chexseg_jax.models.resnet import ResNet
-from chexseg_jax.models.safetensors import read_safetensors
+from chexseg_jax.models.safetensors import read_safetensors, save_safetensors
 from chexseg_jax.models.torchfiles import read_torch
-
-Rules = tuple[tuple[str, str], ...]
-"""Patterns of our names and what replaces them; `+` before an index counts it from one."""
 
 Route = tuple[Any, ...]
 """The path of a weight in a network."""
 
-DENSENET: Final[Rules] = (
-    (r"stem\.", "features.conv0."),
-    (r"stem_norm\.", "features.norm0."),
-    (r"blocks\.(\d+)\.(\d+)\.", r"features.denseblock+\1.denselayer+\2."),
-    (r"transitions\.(\d+)\.", r"features.transition+\1."),
-    (r"norm\.", "features.norm5."),
-    (r"head\.", "classifier."),
-)
-RESNET: Final[Rules] = (
-    (r"stem\.", "conv1."),
-    (r"stem_norm\.", "bn1."),
-    (r"layers\.(\d+)\.(\d+)\.convs\.(\d+)\.", r"layer+\1.\2.conv+\3."),
-    (r"layers\.(\d+)\.(\d+)\.norms\.(\d+)\.", r"layer+\1.\2.bn+\3."),
-    (r"layers\.(\d+)\.(\d+)\.shortcut\.", r"layer+\1.\2.downsample.0."),
-    (r"layers\.(\d+)\.(\d+)\.shortcut_norm\.", r"layer+\1.\2.downsample.1."),
-    (r"head\.", "fc."),
-)
-DEEPLAB: Final[Rules] = (
-    (r"pyramid\.levels\.0\.conv\.", "decoder.aspp.0.convs.0.0."),
-    (r"pyramid\.levels\.0\.norm\.", "decoder.aspp.0.convs.0.1."),
-    (r"pyramid\.levels\.(\d+)\.depthwise\.", r"decoder.aspp.0.convs.\1.0.0."),
-    (r"pyramid\.levels\.(\d+)\.conv\.", r"decoder.aspp.0.convs.\1.0.1."),
-    (r"pyramid\.levels\.(\d+)\.norm\.", r"decoder.aspp.0.convs.\1.1."),
-    (r"pyramid\.pool\.conv\.", "decoder.aspp.0.convs.4.1."),
-    (r"pyramid\.pool\.norm\.", "decoder.aspp.0.convs.4.2."),
-    (r"pyramid\.project\.conv\.", "decoder.aspp.0.project.0."),
-    (r"pyramid\.project\.norm\.", "decoder.aspp.0.project.1."),
-    (r"refine\.depthwise\.", "decoder.aspp.1.0."),
-    (r"refine\.conv\.", "decoder.aspp.1.1."),
-    (r"refine\.norm\.", "decoder.aspp.2."),
-    (r"low_level\.conv\.", "decoder.block1.0."),
-    (r"low_level\.norm\.", "decoder.block1.1."),
-    (r"fuse\.depthwise\.", "decoder.block2.0.0."),
-    (r"fuse\.conv\.", "decoder.block2.0.1."),
-    (r"fuse\.norm\.", "decoder.block2.1."),
-    (r"head\.", "segmentation_head.0."),
-)
-IRNET: Final[Rules] = (
-    (r"heads\.edges\.(\d+)\.conv\.", r"fc_edge+\1.0."),
-    (r"heads\.edges\.(\d+)\.norm\.", r"fc_edge+\1.1."),
-    (r"heads\.edge\.", "fc_edge6."),
-    (r"heads\.shifts\.(\d+)\.conv\.", r"fc_dp+\1.0."),
-    (r"heads\.shifts\.(\d+)\.norm\.", r"fc_dp+\1.1."),
-    (r"heads\.coarse\.conv\.", "fc_dp6.0."),
-    (r"heads\.coarse\.norm\.", "fc_dp6.1."),
-    (r"heads\.fine\.conv\.", "fc_dp7.0."),
-    (r"heads\.fine\.norm\.", "fc_dp7.1."),
-    (r"heads\.shift\.", "fc_dp7.3."),
-    (r"heads\.mean_shift$", "mean_shift.running_mean"),
-)
-LEAVES: Final[Rules] = (
-    (r"\.(kernel|scale)$", ".weight"),
-    (r"\.(mean|var)$", r".running_\1"),
-)
-
-
-@dataclass(frozen=True)
-class Publisher:
-    """How one source of weights differs from the plain names.
-
-    Attributes:
-        mark: a pattern that begins some key of such a file and of no other.
-        normalisation: of the images that the weights were trained on.
-        renamed: patterns of keys and their replacements.
-        dropped: patterns that begin keys of no use to us, after renaming.
-        head: whether the classifier's head is there.
-    """
-
-    mark: str
-    normalisation: Normalisation
-    renamed: Rules = ()
-    dropped: tuple[str, ...] = ()
-    head: bool = True
-
-
-TORCHXRAYVISION: Final = Publisher(r"op_threshs$", XRV, dropped=(r"op_threshs$",))
-"""Its DenseNets read one grey channel and carry thresholds of operation, which we do not use."""
-
-PUBLISHERS: Final = (
-    # CheXseg's classifier, from PyTorch Lightning.
-    Publisher(r"model\.model\.", IMAGENET, ((r"^model\.model\.", ""),)),
-    # MoCo-CXR: a ResNet under a projection head, beside a second encoder and a queue.
-    Publisher(
-        r"module\.encoder_q\.",
-        CHEXPERT,
-        ((r"^module\.encoder_q\.", ""),),
-        (r"fc\.[02]\.", r"module\.encoder_k\.", r"module\.queue"),
-        head=False,
-    ),
-    # CheXseg's segmenter, from segmentation_models.pytorch.
-    Publisher(r"decoder\.", CHEXPERT),
-    # IRNet: every tensor up to three times, and what the loss needs.
-    Publisher(
-        r"fc_edge6\.",
-        IMAGENET,
-        dropped=(
-            r"stage[1-5]\.",
-            r"backbone\.",
-            r"(edge|dp)_layers\.",
-            r"fc_dp7\.4\.",
-            r"path_indices\d+$",
-            r"disp_target$",
-        ),
-    ),
-    TORCHXRAYVISION,
-    # torchvision, whose older DenseNets write `norm.1` for `norm1`.
-    Publisher(r"", IMAGENET, ((r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),)),
-)
 RULES: Final[tuple[tuple[type[nnx.Module], Rules], ...]] = (
     (DenseNet, DENSENET),
     (ResNet, RESNET),
     (DeepLabV3Plus, DEEPLAB),
     (IRNet, IRNET),
 )
-BUFFERS: Final = (r"(.*\.)?num_batches_tracked$",)
 
 
 def load_torch(
@@ -163,7 +63,7 @@ def load_torch(
         ValueError: a tensor is missing, left over or of another shape; nothing is changed then.
     """
     name = f"{source}: " if isinstance(source, Path) else ""
-    found = read_state(source) if isinstance(source, Path) else source
+    found, stated = read_state(source) if isinstance(source, Path) else (source, None)
     inner = found.get("state_dict")
     publisher, given = plain(inner if isinstance(inner, Mapping) else found)
     wanted = {key: path for path, key in names_of(model).items()}
@@ -190,7 +90,7 @@ def load_torch(
             raise ValueError(f"{name}{key} has shape {value.shape}, ours has {shape}{hint}")
         filled[path] = state[path].replace(jnp.asarray(value))
     nnx.update(model, nnx.from_flat_state(filled))
-    return publisher.normalisation
+    return stated or publisher.normalisation
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -201,12 +101,39 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     }
 
 
-def read_state(path: Path) -> Mapping[str, Any]:
-    """Returns the state dict in a file of either kind."""
-    found = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
+def save_torch(path: Path, model: nnx.Module, normalisation: Normalisation) -> None:
+    """Writes `to_torch` as safetensors that say which normalisation the weights expect."""
+    save_safetensors(path, to_torch(model), {"normalisation": json.dumps(asdict(normalisation))})
+
+
+def read_state(path: Path) -> tuple[Mapping[str, Any], Normalisation | None]:
+    """Returns the state dict in a file of either kind, and the normalisation if the file says."""
+    stated = None
+    if path.suffix == ".safetensors":
+        found, metadata = read_safetensors(path)
+        if "normalisation" in metadata:
+            stated = stated_in(metadata["normalisation"], path)
+    else:
+        found = read_torch(path)
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise ValueError(f"{path}: it holds no state dict; save model.state_dict() instead")
-    return found
+    return found, stated
+
+
+def stated_in(text: str, path: Path) -> Normalisation:
+    """Returns the normalisation that `save_torch` noted."""
+    try:
+        match json.loads(text):
+            case {
+                "mean": [float(), float(), float()] as mean,
+                "std": [float(), float(), float()] as std,
+            }:
+                return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{path}: its normalisation is no mean and standard deviation of three channels"
+    )
 
 
 def plain(tensors: Mapping[str, Any]) -> tuple[Publisher, dict[str, Any]]:
