@@ -7,6 +7,7 @@ process only expert masks. The release draws from tenths, which turns rho = 0.85
 draw is exact for any rho.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -76,7 +77,8 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, "n"]) -> None:
         self._source, self.indices = source, np.asarray(indices, np.int64)
-        self.fingerprint = source.fingerprint
+        chosen = hashlib.sha256(self.indices.tobytes()).hexdigest()[:12]
+        self.fingerprint = f"{source.fingerprint}[{chosen}]"
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -137,6 +137,12 @@ def test_subsets_and_choices():
     assert [Subset(Numbers(), chosen)[i]["image_id"] for i in range(7)] == [f"p{i}" for i in chosen]
 
 
+def test_another_choice_is_another_fingerprint():
+    prints = {Subset(Numbers(), chosen).fingerprint for chosen in ([0, 1], [1, 0], [0, 2], [0])}
+    assert len(prints) == 4
+    assert Subset(Numbers(), [0, 1]).fingerprint == Subset(Numbers(), [0, 1]).fingerprint
+
+
 def test_masks_and_seeds_move_with_the_image():
     image = np.zeros((64, 64, 1), np.uint8)
     image[20:40, 16:48] = 200
