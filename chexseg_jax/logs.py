@@ -1,10 +1,129 @@
-"""The log of a training: one JSON object a line, for every step and every evaluation."""
+"""The log of a training: one JSON object a line, for every step and every evaluation.
+
+The same numbers also go to sinks, TensorBoard and Weights & Biases, for whoever asks with `sending`.
+Their packages are imported when a sink is opened, never before.
+"""
 
 import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from contextvars import ContextVar
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
+from jaxtyping import UInt8
+
+Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where numbers, and perhaps pictures, go beside the log."""
+
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends a step's numbers."""
+
+    def add_images(self, step: int, images: Images) -> None:
+        """Sends pictures by name."""
+
+    def close(self) -> None:
+        """Sends what is left."""
+
+
+Opener = Callable[[Path, int], Sink]
+"""A stage's folder, and the steps it has behind it, to a sink."""
+
+
+class TensorBoard:
+    """Event files in `<folder>/tensorboard`; TensorBoard forgets what they hold after `start`."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        """Opens a new event file."""
+        from tensorboardX import SummaryWriter
+
+        # The package names files by the second, and would write one of the same second over.
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=start + 1,
+            filename_suffix=f".{time.time_ns()}",
+        )
+
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends a step's numbers."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def add_images(self, step: int, images: Images) -> None:
+        """Sends pictures by name."""
+        for name, image in images.items():
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of a project, named as the stage's folder; the service drops steps it already has."""
+
+    def __init__(self, project: str, folder: Path, start: int) -> None:
+        """Opens the run, or goes on with it."""
+        import wandb
+
+        self._image, name = wandb.Image, folder.name
+        self._run = wandb.init(
+            project=project, id=name, name=name, dir=str(folder), resume="allow" if start else None
+        )
+
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends a step's numbers."""
+        self._run.log(dict(values), step=step)
+
+    def add_images(self, step: int, images: Images) -> None:
+        """Sends pictures by name."""
+        self._run.log({name: self._image(image) for name, image in images.items()}, step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self._run.finish()
+
+
+def installed(package: str) -> bool:
+    """Returns whether a package can be imported."""
+    return find_spec(package) is not None
+
+
+def sinks(project: str | None) -> list[Opener]:
+    """Returns TensorBoard where it is installed, and Weights & Biases where a project is given."""
+    tensorboard: list[Opener] = [TensorBoard] if installed("tensorboardX") else []
+    return [*tensorboard, *([partial(WeightsAndBiases, project)] if project else [])]
+
+
+def _no_sinks(folder: Path, start: int) -> list[Sink]:
+    return []
+
+
+_open_sinks: ContextVar[Callable[[Path, int], list[Sink]]] = ContextVar("sinks", default=_no_sinks)
+
+
+@contextmanager
+def sending(*openers: Opener) -> Iterator[None]:
+    """Every log that is opened in here sends its numbers on; at the end the sinks are closed."""
+    with ExitStack() as stack:
+
+        def opened(folder: Path, start: int) -> list[Sink]:
+            return [stack.enter_context(closing(opener(folder, start))) for opener in openers]
+
+        token = _open_sinks.set(opened)
+        try:
+            yield
+        finally:
+            _open_sinks.reset(token)
 
 
 class Log:
@@ -16,9 +135,11 @@ class Log:
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._loss = 0.0
         self._lines: list[str] = []
+        self._sinks: list[Sink] = []
         if jax.process_index() == 0:
             rows = [row for row in read_log(path) if row["step"] <= start]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            self._sinks = _open_sinks.get()(path.parent, start)
 
     def add(self, step: int, logs: dict[str, Any]) -> float:
         """Notes a step and returns the loss of the one before: looking at it waits for the device."""
@@ -28,7 +149,7 @@ class Log:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes an evaluation's row."""
-        self._lines.append(json.dumps({"step": step, **metrics}))
+        self._note(step, metrics)
         self.flush()
 
     def flush(self) -> None:
@@ -45,7 +166,12 @@ class Log:
         step, logs = self._pending
         values = {name: float(value) for name, value in jax.device_get(logs).items()}
         self._loss, self._pending = values["loss"], None
+        self._note(step, values)
+
+    def _note(self, step: int, values: dict[str, float]) -> None:
         self._lines.append(json.dumps({"step": step, **values}))
+        for sink in self._sinks:
+            sink.add_scalars(step, values)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -142,9 +142,47 @@ def resample(
 
     The draws are CheXlocalize's: NumPy's legacy generator, `choice(n, n)` a replicate.
     """
+    rows = draws(len(values), replicates=replicates, seed=seed)
+    return np.stack([statistic(values[images]) for images in rows])
+
+
+def draws(n: int, *, replicates: int = 1000, seed: int = 0) -> Int[np.ndarray, "r n"]:
+    """Returns which of n images each replicate draws, with replacement, as CheXlocalize draws them."""
     generator = np.random.RandomState(seed)
-    n = len(values)
-    return np.stack([statistic(values[generator.choice(n, n)]) for _ in range(replicates)])
+    return np.stack([generator.choice(n, n) for _ in range(replicates)])
+
+
+def bootstrap_means(
+    values: Float[np.ndarray, "n k"], *, replicates: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "r k"]:
+    """Returns the mean over each replicate's images, skipping NaN; NaN where nothing is left.
+
+    Each sum runs over the last axis, where NumPy adds pairwise as it does for pandas: a product with
+    the numbers of draws would be as fast, and differ from CheXlocalize's in the last digits.
+    """
+    rows = draws(len(values), replicates=replicates, seed=seed)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0)
+    totals = np.stack([column[rows].sum(-1) for column in filled.T], -1)
+    counts = np.stack([column[rows].sum(-1) for column in known.T], -1)
+    return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
+
+
+def bootstrap_pooled(
+    counts: Counts, *, replicates: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "r k"]:
+    """Returns the pooled IoU of each replicate's images; NaN for what is drawn in none of all images.
+
+    A matrix product of the numbers of draws with the counts: exact, as float64 holds pixels to 2^53.
+    """
+    rows = draws(len(counts.truths), replicates=replicates, seed=seed)
+    times = np.stack([np.bincount(row, minlength=rows.shape[1]) for row in rows]).astype(np.float64)
+    shared, drawn, truths = (
+        (times @ some).astype(np.int64)
+        for some in (counts.intersections[:, 0], counts.predictions[:, 0], counts.truths)
+    )
+    drawn_at_all = (counts.truths > 0).any(axis=0, keepdims=True)
+    return np.where(drawn_at_all, ratio(shared, drawn + truths - shared), np.nan)
 
 
 def interval(replicates: Float[np.ndarray, "r"], n: int) -> Interval:
@@ -161,33 +199,52 @@ def interval(replicates: Float[np.ndarray, "r"], n: int) -> Interval:
     return Interval(mean, float(ordered[low]), float(ordered[high]), n)
 
 
-def per_image_intervals(values: Float[np.ndarray, "n k"]) -> list[Interval]:
+def per_image_intervals(values: Float[np.ndarray, "n k"], *, seed: int = 0) -> list[Interval]:
     """Returns the interval of each column of per-image values."""
-    replicates = resample(values, nan_mean)
+    replicates = bootstrap_means(values, seed=seed)
     counts = (~np.isnan(values)).sum(0)
     return [interval(replicates[:, k], int(n)) for k, n in enumerate(counts)]
 
 
-def pooled_intervals(counts: Counts) -> tuple[list[Interval], Interval]:
+def pooled_intervals(counts: Counts, *, seed: int = 0) -> tuple[list[Interval], Interval]:
     """Returns the pooled IoU of each pathology, and their mean, with intervals over images.
 
     Counts are those of many images, as `overlap` gives them. Here `mean` is the pooled value itself, not
     the replicates' mean, and `n` the number of images where the pathology is drawn. One that is drawn
     nowhere has no value and no part in the mean.
     """
-    drawn = (counts.truths > 0).sum(0)
+    return averaged_intervals([counts], seed=seed)
 
-    def pooled(images: Int[np.ndarray, "n"]) -> Float[np.ndarray, "k"]:
-        return np.where(drawn > 0, counts[images].pooled().iou()[0], np.nan)
 
-    images = np.arange(len(counts.truths))
-    replicates, values = resample(images, pooled), pooled(images)
+def averaged_intervals(
+    runs: Sequence[Counts], others: Sequence[Counts] = (), *, seed: int = 0
+) -> tuple[list[Interval], Interval]:
+    """Returns the pooled IoU averaged over runs, less that of others, as `pooled_intervals` does.
+
+    All must be counts of the same images: each replicate draws the same ones for every run, so that the
+    interval of a difference is of the difference, not of two independent numbers. A pathology without a
+    value on either side has none, nor a part in the mean.
+    """
+    truths = runs[0].truths
+    if any((some.truths != truths).any() for some in (*runs, *others)):
+        raise ValueError("counts of different images, or of different truths, cannot be compared")
+    drawn = (truths > 0).sum(0)
+
+    def averaged(some: Sequence[Counts]) -> tuple[Float[np.ndarray, "r k"], Float[np.ndarray, "k"]]:
+        points = [np.where(drawn > 0, counts.pooled().iou()[0], np.nan) for counts in some]
+        replicates = [bootstrap_pooled(counts, seed=seed) for counts in some]
+        return nan_mean(np.stack(replicates, 1)), nan_mean(np.stack(points))
+
+    replicates, values = averaged(runs)
+    if others:
+        less, lesser = averaged(others)
+        replicates, values = replicates - less, values - lesser
     rows = [
         replace(interval(replicates[:, k], int(n)), mean=float(values[k]))
         for k, n in enumerate(drawn)
     ]
     means = nan_mean(replicates.T)
-    return rows, replace(interval(means, len(images)), mean=mean_of(values))
+    return rows, replace(interval(means, len(truths)), mean=mean_of(values))
 
 
 def mean_of(values: Sequence[float] | Float[np.ndarray, "k"]) -> float:

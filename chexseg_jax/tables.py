@@ -11,10 +11,14 @@ from jaxtyping import Float, UInt16
 from chexseg_jax.artefacts import whole
 from chexseg_jax.masks import rles_of
 from chexseg_jax.metrics import Interval
-from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.pathologies import PATHOLOGIES, canonical
 
 ORDER = sorted(range(len(PATHOLOGIES)), key=PATHOLOGIES.__getitem__)
 """CheXlocalize sorts its columns and rows by name."""
+
+
+class TableError(ValueError):
+    """A file that is not the table it should be."""
 
 
 def write_predictions(path: Path, images: Iterable[tuple[str, UInt16[np.ndarray, "h w"]]]) -> None:
@@ -26,14 +30,32 @@ def write_predictions(path: Path, images: Iterable[tuple[str, UInt16[np.ndarray,
         file.write("}\n")
 
 
-def write_per_image(path: Path, image_ids: Sequence[str], values: Float[np.ndarray, "n k"]) -> None:
-    """Writes `iou_results_per_cxr.csv`; a value that does not count is left blank."""
+def write_per_image(
+    path: Path,
+    image_ids: Sequence[str],
+    values: Float[np.ndarray, "n k"],
+    *,
+    whole_numbers: bool = False,
+) -> None:
+    """Writes `iou_results_per_cxr.csv`; a value that does not count is left blank.
+
+    With `whole_numbers`, as hits are, a column without blanks has no decimals, as pandas has it.
+    """
+    bare = whole_numbers & ~np.isnan(values).any(0)
     with whole(path) as aside, aside.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([PATHOLOGIES[k] for k in ORDER] + ["img_id"])
         for image_id, row in zip(image_ids, values, strict=True):
-            cells = ["" if np.isnan(row[k]) else repr(float(row[k])) for k in ORDER]
+            cells = [str(int(row[k])) if bare[k] else _cell(row[k]) for k in ORDER]
             writer.writerow([*cells, image_id])
+
+
+def write_bootstrap(path: Path, replicates: Float[np.ndarray, "r k"]) -> None:
+    """Writes `iou_bootstrap_results_per_cxr.csv`: a row a replicate, columns in the order of masks."""
+    with whole(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(PATHOLOGIES)
+        writer.writerows([_cell(value) for value in row] for row in replicates)
 
 
 def write_summary(path: Path, intervals: Sequence[Interval]) -> None:
@@ -43,5 +65,39 @@ def write_summary(path: Path, intervals: Sequence[Interval]) -> None:
         writer.writerow(["name", "lower", "mean", "upper"])
         for k in ORDER:
             row = intervals[k]
-            numbers = (round(value, 3) for value in (row.lower, row.mean, row.upper))
+            # NumPy's rounding, as CheXlocalize's: Python's differs where the fourth digit is a 5.
+            numbers = np.round([row.lower, row.mean, row.upper], 3).tolist()
             writer.writerow([PATHOLOGIES[k], *("" if n != n else n for n in numbers)])
+
+
+def write_thresholds(path: Path, thresholds: Float[np.ndarray, "k"]) -> None:
+    """Writes thresholds as CheXlocalize's `tuning_results.csv` has them: threshold, task."""
+    with whole(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["threshold", "task"])
+        writer.writerows([_cell(thresholds[k]), PATHOLOGIES[k]] for k in ORDER)
+
+
+def read_thresholds(path: Path) -> Float[np.ndarray, "k"]:
+    """Returns thresholds in the order of mask channels, from our CSV or the release's JSON list.
+
+    Raises:
+        TableError: there is not one number on [0, 1] for each pathology; the message names the file.
+    """
+    text = path.read_text()
+    try:
+        if text.lstrip().startswith("["):
+            found = dict(zip(PATHOLOGIES, json.loads(text), strict=True))
+        else:
+            rows = csv.DictReader(text.splitlines())
+            found = {canonical(row["task"]): float(row["threshold"]) for row in rows}
+        values = np.array([found[name] for name in PATHOLOGIES], np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{path}: not a threshold for each of the ten ({error!r:.80})") from None
+    if not ((values >= 0) & (values <= 1)).all():
+        raise TableError(f"{path}: a threshold lies outside [0, 1]")
+    return values
+
+
+def _cell(value: float) -> str:
+    return "" if np.isnan(value) else repr(float(value))

@@ -11,6 +11,7 @@ import sys
 
 from chexseg_jax.data import BatchError
 from chexseg_jax.networks import WeightsError
+from chexseg_jax.tables import TableError
 from chexseg_jax.training import NotFinite
 from datasets.errors import DataError
 from experiments.pipeline import Run, open_data
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
             getattr(run, name)
         if config.until == "evaluate":
             publish(run)
-    except (DataError, BatchError, WeightsError, NotFinite, OSError) as error:
+    except (DataError, BatchError, WeightsError, TableError, NotFinite, OSError) as error:
         sys.exit(f"{error}")
 
 

@@ -1,7 +1,8 @@
 """Overlays: an X-ray and its masks as small images that a page holds inside itself.
 
-Every mask is a transparent PNG of its own, so that a page can show and hide it. Layers differ in
-colour (Okabe and Ito's, which the colour-blind tell apart) and also in the dashes of their outlines.
+Every mask is a transparent PNG of its own, so that a page can show and hide it, at the pixels it is
+given at. Layers differ in colour (Okabe and Ito's, which the colour-blind tell apart) and also in the
+dashes of their outlines.
 """
 
 import base64
@@ -16,12 +17,6 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from chexseg_jax.pathologies import PATHOLOGIES
-
-SIDE: Final = 320
-"""The long side of an overlay in pixels."""
-
-COVERED: Final = 128
-"""A smaller pixel belongs to the mask if at least this much of it, of 255, is covered."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +47,50 @@ class Layer:
 
 LAYERS: Final = (
     Layer("expert", "Expert", (0xF0, 0xE4, 0x42), 0, shown=True),
-    Layer("reader", "Second reader", (0x2F, 0xC4, 0x9A), 0, (6, 10)),
-    Layer("cam", "CAM", (0xCC, 0x79, 0xA7), 46, (3, 5)),
-    Layer("pseudo", "Pseudo-mask", (0xE6, 0x9F, 0x00), 46, (9, 12), shown=True),
+    Layer("reader", "Second reader", (0x2F, 0xC4, 0x9A), 0, (10, 16)),
+    Layer("cam", "CAM", (0xCC, 0x79, 0xA7), 46, (5, 9)),
+    Layer("seed", "Seed", (0xD5, 0x5E, 0x00), 46, (5, 17)),
+    Layer("pseudo", "Pseudo-mask", (0xE6, 0x9F, 0x00), 46, (14, 19), shown=True),
     Layer("prediction", "Prediction", (0x56, 0xB4, 0xE9), 64, shown=True),
 )
 """From bottom to top. The second reader's bluish green is lightened to stand out from a dark lung."""
 
 
+SETS: Final = {
+    False: (
+        "Test images",
+        "The best, the median and the worst of each pathology. Each number is the IoU of the "
+        "prediction with the expert's mask. The CAM is drawn where probability times map exceeds "
+        "its threshold.",
+    ),
+    True: (
+        "Weakly labelled images",
+        "What training makes of labels: the CAM, the seed, the pseudo-mask. Each number is the IoU "
+        "of the pseudo-mask with the expert's mask, where there is one; training never sees it. "
+        "CAM and pseudo-mask are drawn where the label is positive.",
+    ),
+}
+"""What is shown of test images, and of weakly labelled ones: a title and a note."""
+
+
 @dataclass(frozen=True)
 class Example:
-    """An image, the masks that different sources draw on it, and the IoU of the run's prediction.
+    """An image, the masks that different sources draw on it, and an IoU for each pathology.
 
     Attributes:
         image_id: as in the data.
         image: 8-bit grey values.
         layers: masks on the image's pixels, channels in the order of `PATHOLOGIES`, by `Layer.key`.
-        scores: IoU by pathology, where it is defined.
+        scores: IoU with the expert's by pathology, where it is defined: of the prediction, or of
+            the pseudo-mask where the image is weakly labelled.
+        weak: whether the image is one of those that are weakly labelled.
     """
 
     image_id: str
     image: UInt8[np.ndarray, "h w"]
     layers: dict[str, Bool[np.ndarray, "h w k"]]
     scores: dict[str, float]
+    weak: bool = False
 
     def __post_init__(self) -> None:
         """Refuses layers and scores that no page knows, and layers that do not fit the image."""
@@ -97,21 +113,6 @@ class Example:
         return [] if masks is None else np.flatnonzero(masks.any((0, 1))).tolist()
 
 
-def small_size(height: int, width: int) -> tuple[int, int]:
-    """Returns the (height, width) of an overlay for an image of these."""
-    scale = min(1.0, SIDE / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def small_mask(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "i j"]:
-    """Returns a mask at the overlay's size; a line too thin to cover half a pixel is kept."""
-    height, width = small_size(*mask.shape)
-    pixels = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
-    coverage = np.asarray(pixels.resize((width, height), Image.Resampling.BOX))
-    small = coverage >= COVERED
-    return small if small.any() else coverage > 0
-
-
 def grown(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Returns a mask and its four neighbours."""
     padded = np.pad(mask, 1)
@@ -119,20 +120,18 @@ def grown(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def outline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Returns the pixels of a mask, two deep, that touch what is outside it or outside the image."""
-    outside = np.pad(~mask, 2, constant_values=True)
-    return mask & grown(grown(outside))[2:-2, 2:-2]
+    """Returns the pixels of a mask, three deep, that touch what is outside it or outside the image."""
+    outside = np.pad(~mask, 3, constant_values=True)
+    return mask & grown(grown(grown(outside)))[3:-3, 3:-3]
 
 
 def mask_png(mask: Bool[np.ndarray, "h w"], layer: Layer) -> bytes:
     """Returns a mask as a transparent palette PNG: nothing, fill, line, and a dark rim around it."""
-    small = small_mask(mask)
-    rows, columns = np.indices(small.shape)
+    rows, columns = np.indices(mask.shape)
     drawn, period = layer.dash
-    edge = outline(small)
-    line = edge & ((rows + columns) % period < drawn)
-    codes = small.astype(np.uint8)
-    codes[grown(small) & ~small] = 3
+    line = outline(mask) & ((rows + columns) % period < drawn)
+    codes = mask.astype(np.uint8)
+    codes[grown(mask) & ~mask] = 3
     codes[line] = 2
     image = Image.fromarray(codes).convert("P")
     image.putpalette(bytes([0, 0, 0, *layer.colour, *layer.colour, 0, 0, 0]))
@@ -143,12 +142,20 @@ def mask_png(mask: Bool[np.ndarray, "h w"], layer: Layer) -> bytes:
 
 
 def image_jpeg(image: UInt8[np.ndarray, "h w"]) -> bytes:
-    """Returns an X-ray as a small JPEG."""
-    height, width = small_size(*image.shape)
+    """Returns an X-ray as a JPEG."""
     file = io.BytesIO()
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
-    small.save(file, "JPEG", quality=88)
+    Image.fromarray(image).save(file, "JPEG", quality=88)
     return file.getvalue()
+
+
+def painted(example: Example) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an X-ray with the masks that a page opens with, as one picture."""
+    picture = Image.fromarray(example.image).convert("RGBA")
+    for layer in (layer for layer in LAYERS if layer.shown):
+        for k in example.drawn(layer.key):
+            mask = mask_png(example.layers[layer.key][..., k], layer)
+            picture.alpha_composite(Image.open(io.BytesIO(mask)).convert("RGBA"))
+    return np.asarray(picture.convert("RGB"))
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -192,7 +199,7 @@ def card(example: Example) -> str:
 
 
 def gallery(examples: Sequence[Example]) -> str:
-    """Returns all examples as HTML, with a switch for every layer and a menu of pathologies."""
+    """Returns all examples as HTML, with a switch for every layer, a menu of pathologies, and orders."""
     if not examples:
         return "<p>No examples were kept.</p>"
     used = [layer for layer in LAYERS if any(layer.key in example.layers for example in examples)]
@@ -212,5 +219,10 @@ def gallery(examples: Sequence[Example]) -> str:
         '</select></label><label>Order <select id="order"><option value="given">as given</option>'
         '<option value="best">best first</option><option value="median">median first</option>'
         '<option value="worst">worst first</option></select></label></form>'
-        f'<div class="cards">{"".join(map(card, examples))}</div>'
+        + "".join(
+            f'<section class="set"><h3>{title}</h3><p class="note">{note}</p>'
+            f'<div class="cards">{"".join(map(card, some))}</div></section>'
+            for weak, (title, note) in SETS.items()
+            if (some := [example for example in examples if example.weak == weak])
+        )
     )

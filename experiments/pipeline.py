@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from chexseg_jax.artefacts import Folder, Records, digest_file, open_folder
+from chexseg_jax.artefacts import Folder, Records, digest, digest_file, open_folder
 from chexseg_jax.data import Source, Subset, choose
+from chexseg_jax.logs import sending, sinks
 from chexseg_jax.losses import policies_of
-from chexseg_jax.networks import NORMALISATIONS
+from chexseg_jax.networks import NORMALISATIONS, start_from
 from chexseg_jax.pseudo import PseudoSource
 from chexseg_jax.stages import classify as classify_stage
 from chexseg_jax.stages import evaluate as evaluate_stage
@@ -22,7 +24,7 @@ from chexseg_jax.stages import segment as segment_stage
 from datasets.prepare import prepare_phantoms
 from datasets.sources import Source as Prepared
 from datasets.sources import available, open_source
-from experiments.settings import ENCODERS, Config
+from experiments.settings import Config
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Data:
     valid: Source
     expert_train: Source
     expert_val: Source
-    test: Source
+    test: Prepared
     hidden: Prepared | None
 
     def named(self) -> dict[str, Source]:
@@ -75,6 +77,7 @@ class Run:
         """Runs nothing yet."""
         self.config, self.data = config, data
         self.rows: list[dict[str, Any]] = []
+        self.sinks = sinks(config.wandb)
 
     def _stage(
         self,
@@ -89,7 +92,8 @@ class Run:
         folder = open_folder(self.config.workdir, name, module.VERSION, settings, inputs)
         started, reused = time.monotonic(), folder.finished
         if not reused:
-            work(folder)
+            with sending(*self.sinks):
+                work(folder)
         seconds = time.monotonic() - started
         self.rows.append(
             {"name": name, "seconds": seconds, "reused": reused, "folder": folder.path.name}
@@ -238,27 +242,43 @@ class Run:
         return self.labelled(self.config.pseudo)
 
     @cached_property
-    def encoder(self) -> tuple[classify_stage.ClassifyConfig, Folder]:
-        """The segmenter's encoder: how it was trained, and where it is."""
-        if self.config.encoder == "classifier":
-            return self.config.classify, self.classify
-        settings = replace(
-            self.config.classify,
-            network=ENCODERS[self.config.encoder],
-            init=self.config.encoder_init,
-        )
-        return settings, self._classified(settings, f"classify-{self.config.encoder}")
+    def encoder(self) -> tuple[str, Callable[[], Any]]:
+        """The segmenter's encoder: a fingerprint, and what makes it as its training finds it."""
+        start, trained = self.config.encoder_start, self.config.encoder_classify
+        settings = replace(trained, output_stride=16)
+        if start == "classifier":
+            own = trained is self.config.classify
+            folder = (
+                self.classify
+                if own
+                else self._classified(trained, f"classify-{self.config.encoder}")
+            )
+            return folder.fingerprint, lambda: classify_stage.load_classifier(settings, folder.path)
+
+        def fresh() -> Any:
+            model = classify_stage.constructor(settings, self.config.of_segmenter)()
+            if isinstance(start, Path):
+                start_from(start, model, self.normalise, head=False)
+            return model
+
+        weights = digest_file(start) if isinstance(start, Path) else start
+        return digest([weights, asdict(trained.network), trained.pixels]), fresh
 
     @cached_property
     def segment(self) -> Folder:
         """Expert masks, pseudo-masks and rho to a segmenter."""
-        settings, encoder = self.encoder
-        init = self.config.segment.init
+        fingerprint, started = self.encoder
+        init, seed = self.config.segment.init, self.config.of_segmenter
         return self._stage(
             segment_stage,
-            {**asdict(self.config.segment), **self._scalars, "rho": self.config.rho},
             {
-                "encoder": encoder.fingerprint,
+                **asdict(self.config.segment),
+                **self._scalars,
+                "seed": seed,
+                "rho": self.config.rho,
+            },
+            {
+                "encoder": fingerprint,
                 "pseudo": self.label.fingerprint,
                 "expert_train": self.data.expert_train.fingerprint,
                 "expert_val": self.data.expert_val.fingerprint,
@@ -266,9 +286,7 @@ class Run:
             },
             lambda folder: segment_stage.run(
                 self.config.segment,
-                backbone=classify_stage.load_classifier(
-                    replace(settings, output_stride=16), encoder.path
-                ),
+                backbone=started(),
                 normalise=self.normalise,
                 expert_train=self.data.expert_train,
                 expert_val=self.data.expert_val,
@@ -276,7 +294,7 @@ class Run:
                 images=self.data.train,
                 rho=self.config.rho,
                 size=self.config.image_size,
-                seed=self.config.seed,
+                seed=seed,
                 folder=folder,
             ),
         )
@@ -284,17 +302,22 @@ class Run:
     @cached_property
     def segmenter(self) -> Any:
         """The segmenter."""
-        settings = replace(self.encoder[0], output_stride=16)
+        settings = replace(self.config.encoder_classify, output_stride=16)
         backbone = classify_stage.constructor(settings)
         return segment_stage.restore_segmenter(self.config.segment, backbone, self.segment.path)
 
     @cached_property
     def evaluate(self) -> Folder:
         """The segmenter on the test set."""
+        thresholds = self.config.evaluate.thresholds
         return self._stage(
             evaluate_stage,
             {"image_size": self.config.image_size},
-            {"segmenter": self.segment.fingerprint, "test": self.data.test.fingerprint},
+            {
+                "segmenter": self.segment.fingerprint,
+                "test": self.data.test.fingerprint,
+                **({"thresholds": digest_file(thresholds)} if thresholds else {}),
+            },
             lambda folder: evaluate_stage.run(
                 self.config.evaluate,
                 segmenter=self.segmenter,

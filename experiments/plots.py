@@ -1,4 +1,4 @@
-"""Plots: training curves, and IoU by pathology, as PNG files.
+"""Plots: training curves, IoU by pathology, and IoU by rho, as PNG files.
 
 Drawn with Matplotlib's objects, so nothing global is touched and no display is needed.
 """
@@ -125,4 +125,33 @@ def plot_iou(path: Path, report: Mapping[str, Any]) -> None:
     axes.set_xlabel("pooled IoU", fontsize=9, color=QUIET)
     if sources:
         figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(sources))
+    save(path, figure)
+
+
+def plot_rhos(path: Path, rhos: Sequence[Mapping[str, Any]], rho: float) -> None:
+    """Draws the mean pooled IoU of runs that differ in rho alone, each with its interval.
+
+    Args:
+        path: the PNG.
+        rhos: the runs, `rho`, `iou`, `lower` and `upper` of each, by rising rho.
+        rho: this run's, which is filled.
+    """
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    axes = figure.add_subplot()
+    tidy(axes)
+    axes.grid(axis="y", color="#E4E6E9", linewidth=0.7)
+    shown = [row for row in rhos if known(row.get("iou"))]
+    axes.plot(
+        [r["rho"] for r in shown], [r["iou"] for r in shown], color=COLOURS["run"], linewidth=0.8
+    )
+    for row in shown:
+        low, high = row.get("lower"), row.get("upper")
+        if known(low) and known(high):
+            axes.plot([row["rho"]] * 2, [low, high], "_-", color=COLOURS["run"], linewidth=1.2)
+        fill = COLOURS["run"] if row["rho"] == rho else "white"
+        axes.plot(row["rho"], row["iou"], "o", color=COLOURS["run"], markerfacecolor=fill)
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("ρ, the share of expert masks", fontsize=9, color=QUIET)
+    axes.set_ylabel("mean pooled IoU", fontsize=9, color=QUIET)
     save(path, figure)

@@ -29,6 +29,7 @@ from experiments.report_tables import (
     number,
     part,
     pseudo_table,
+    rho_table,
     sources_of,
     whole_number,
 )
@@ -153,6 +154,7 @@ def write_report(
         else "",
         tiles=tiles(report),
         iou=iou_table(report),
+        rhos=rho_table(report),
         figures="".join(figure(caption, file) for caption, file in figures.items()),
         gallery=gallery(examples),
         images=image_tables(report),

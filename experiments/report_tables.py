@@ -207,3 +207,26 @@ def pseudo_table(report: Mapping[str, Any]) -> str:
     foot = ["Mean", *cells([means.get(kind) for kind in kinds])]
     head = [heading("Pathology"), *map(heading, kinds.values())]
     return html_table("Pseudo-masks: pooled IoU", head, rows, foot)
+
+
+def rho_table(report: Mapping[str, Any]) -> str:
+    """Returns the runs that differ from this one in rho alone, side by side; nothing without any."""
+    runs = report.get("rhos") or []
+    if len(runs) < 2:
+        return ""
+    top = greatest(run.get("iou") for run in runs)
+    rows = [
+        [
+            f"ρ = {escape(str(run.get('rho')))}"
+            + (" (this run)" if run.get("rho") == report.get("rho") else ""),
+            bar(run.get("iou"), run, best=top is not None and run.get("iou") == top),
+            f"<td><code>{escape(str(run.get('folder')))}</code></td>",
+        ]
+        for run in runs
+    ]
+    caption = (
+        "Other shares of expert masks<em>Finished runs in the same place whose settings and data "
+        "are this run's but for ρ: 0 is pseudo-masks alone, 1 is expert masks alone.</em>"
+    )
+    head = [heading("Run"), heading("Mean pooled IoU", bar=True), heading("Folder")]
+    return html_table(caption, head, rows)

@@ -3,34 +3,42 @@
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
-from chexseg_jax.artefacts import Records, write_json
+from chexseg_jax.artefacts import Records, digest, write_json
 from chexseg_jax.data import Subset, framed, once
-from chexseg_jax.images import letterbox_masks
+from chexseg_jax.gradcam import enlarge
+from chexseg_jax.images import letterbox, letterbox_masks
 from chexseg_jax.inference import Probabilities, infer
 from chexseg_jax.logs import read_log
 from chexseg_jax.masks import unpack
-from chexseg_jax.metrics import mean_of
-from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.metrics import mean_of, overlap
+from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
 from chexseg_jax.pseudo import PseudoSource
 from chexseg_jax.scores import pseudo_mask_ious
+from chexseg_jax.stages import evaluate, segment
 from chexseg_jax.stages.evaluate import prior_of
-from experiments.overlays import Example
+from experiments.overlays import Example, painted
 from experiments.pipeline import Run
-from experiments.plots import plot_iou, plot_training
+from experiments.plots import plot_iou, plot_rhos, plot_training
 from experiments.report import table, write_report
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-LAYERS = {"expert": "expert", "reader": "reader", "cam": "cam", "run": "prediction"}
+SIDE = 512
+"""The least side of what the page shows, pixels: X-rays and experts' masks are finer than a frame."""
+EACH = 2
+"""How many weakly labelled images are shown of each pathology, at least, where there are as many."""
+PICTURES = 8
+"""How many overlays a sink gets."""
 
 
 def publish(run: Run) -> None:
@@ -46,7 +54,12 @@ def publish(run: Run) -> None:
     figures = {"Training": folder / "training.png", "IoU": folder / "iou.png"}
     plot_training(figures["Training"], curves)
     plot_iou(figures["IoU"], report)
-    write_report(folder / "report.html", report, examples(run), figures)
+    if len(report["rhos"]) > 1:
+        figures["Mean pooled IoU by ρ, the share of expert masks"] = folder / "rho.png"
+        plot_rhos(folder / "rho.png", report["rhos"], report["rho"])
+    shown = examples(run)
+    write_report(folder / "report.html", report, shown, figures)
+    send(run, report, shown)
     print(table(report))
     print(f"Report: {folder / 'report.html'}")
 
@@ -73,8 +86,38 @@ def describe(run: Run) -> dict[str, Any]:
         "classifier": {"auroc": manifest["auroc"], "n": manifest["positives"]},
         "pseudo_masks": pseudo_masks(run),
         **json.loads((run.evaluate.path / "metrics.json").read_text()),
+        "rhos": siblings(run),
         "stages": run.rows,
     }
+
+
+def siblings(run: Run) -> list[dict[str, Any]]:
+    """Returns the finished runs that differ from this one in rho alone, itself among them."""
+    rows = []
+    for path in run.config.workdir.glob("segment-*/manifest.json"):
+        rho = json.loads(path.read_text())["settings"]["rho"]
+        settings = {**run.segment.settings, "rho": rho}
+        trained = digest(["segment", segment.VERSION, settings, run.segment.inputs])
+        inputs = {**run.evaluate.inputs, "segmenter": trained}
+        tested = digest(["evaluate", evaluate.VERSION, run.evaluate.settings, inputs])
+        folder = run.evaluate.path.with_name(f"evaluate-{tested}")
+        if path.parent.name == f"segment-{trained}" and (folder / "manifest.json").exists():
+            mean = json.loads((folder / "metrics.json").read_text())["mean"]["run"]
+            values = {name: mean[name] for name in ("iou", "lower", "upper")}
+            rows.append({"rho": rho, **values, "folder": folder.name})
+    return sorted(rows, key=lambda row: row["rho"])
+
+
+def send(run: Run, report: Mapping[str, Any], shown: Sequence[Example]) -> None:
+    """Sends mean IoUs and some overlays to TensorBoard and whatever else the run sends numbers to."""
+    step = int(run.segment.manifest["best_step"])
+    values = {f"iou/{name}": row["iou"] for name, row in report["pooled"]["run"].items()}
+    values |= {f"mean iou/{name}": row["iou"] for name, row in report["mean"].items()}
+    pictures = {f"overlay/{example.image_id}": painted(example) for example in shown[:PICTURES]}
+    for opener in run.sinks:
+        with closing(opener(run.evaluate.path, 0)) as sink:
+            sink.add_scalars(step, {name: iou for name, iou in values.items() if iou is not None})
+            sink.add_images(step, pictures)
 
 
 def pseudo_masks(run: Run) -> dict[str, Any] | None:
@@ -90,49 +133,106 @@ def pseudo_masks(run: Run) -> dict[str, Any] | None:
     return {**ious, "means": means}
 
 
-def examples(run: Run, weak: int = 12) -> Sequence[Example]:
+def examples(run: Run) -> Sequence[Example]:
     """Returns the test images that the page shows, and some with their pseudo-masks."""
+    side = max(run.config.image_size, SIDE)
     records = Records(run.evaluate, "examples")
+    places = {image_id: place for place, image_id in enumerate(run.data.test.image_ids)}
     shown = []
     for record in (records[i] for i in range(len(records))):
-        layers = {name: record[field] for field, name in LAYERS.items() if field in record}
-        scores = zip(PATHOLOGIES, record["ious"].tolist(), strict=True)
-        shown.append(
-            Example(
-                str(record["image_id"]),
-                record["image"][..., 0],
-                {name: unpack(bits).astype(bool) for name, bits in layers.items()},
-                {name: score for name, score in scores if score == score},
-            )
-        )
-    return [*shown, *_weak_examples(run, weak)]
+        image_id = str(record["image_id"])
+        example = run.data.test[places[image_id]]
+        layers = {"expert": letterbox_masks(example["masks"], side) > 0}
+        if "reader" in record:
+            layers["reader"] = letterbox_masks(example["reader_masks"], side) > 0
+        layers["cam"] = enlarged(unpack(record["cam"]) > 0, side)
+        layers["prediction"] = enlarged(unpack(record["run"]) > 0, side)
+        image = letterbox(example["image"], side)[..., 0]
+        shown.append(Example(image_id, image, layers, scores_of(record["ious"])))
+    return [*shown, *_weak_examples(run, side)]
 
 
-def _weak_examples(run: Run, wanted: int) -> Iterator[Example]:
-    """Gives some weakly labelled images: pseudo-mask, prediction and, of phantoms, the truth."""
-    pseudo, size = PseudoSource(run.label), run.config.image_size
-    drawn = list(islice((i for i in range(len(pseudo)) if pseudo[i].rles), wanted))
+def enlarged(masks: Shaped[np.ndarray, "h h k"], side: int) -> Bool[np.ndarray, "s s k"]:
+    """Returns masks with every pixel as large as it is: what is coarse is to look coarse."""
+    places = np.arange(side) * len(masks) // side
+    return masks[places][:, places] == 1
+
+
+def scores_of(ious: Shaped[np.ndarray, "k"]) -> dict[str, float]:
+    """Returns the IoUs that are defined, by pathology."""
+    pairs = zip(PATHOLOGIES, ious.tolist(), strict=True)
+    return {name: iou for name, iou in pairs if iou == iou}
+
+
+def _drawn(pseudo: PseudoSource) -> list[int]:
+    """Returns the first images with pseudo-masks that together show every pathology `EACH` times."""
+    chosen, counts = [], dict.fromkeys(PATHOLOGIES, 0)
+    for index in range(len(pseudo)):
+        names = pseudo[index].rles.keys()
+        if any(counts[name] < EACH for name in names):
+            chosen.append(index)
+            counts |= {name: counts[name] + 1 for name in names}
+        if min(counts.values()) >= EACH:
+            break
+    return chosen
+
+
+def _weak_examples(run: Run, side: int) -> Iterator[Example]:
+    """Gives some weakly labelled images: map, seed, pseudo-mask, prediction, and truth if known."""
+    pseudo, cams, size = (
+        PseudoSource(run.label),
+        Records(run.localize, "cams"),
+        run.config.image_size,
+    )
+    drawn = _drawn(pseudo)
+    seeds = _seeds(run, drawn)
     metrics = json.loads((run.evaluate.path / "metrics.json").read_text())
     thresholds = np.array(list(metrics["thresholds"].values()))
     segment = infer(Probabilities(run.normalise), run.segmenter)
     source = framed(Subset(run.data.train, drawn), size)
-    for batch, count in once(source, run.config.evaluate.batch_size):
-        predictions = segment(batch["images"]) > thresholds
-        for row in range(count):
-            masks = pseudo[drawn[row]]
-            layers = {
-                "pseudo": masks.framed(size)[0].astype(bool),
-                "prediction": predictions[row],
-                **_truth(run, masks.image_id, size),
-            }
-            yield Example(masks.image_id, batch["images"][row, ..., 0], layers, {})
-        del drawn[:count]
+    rows = (
+        prediction
+        for batch, count in once(source, run.config.evaluate.batch_size)
+        for prediction in segment(batch["images"])[:count] > thresholds
+    )
+    for index, prediction in zip(drawn, rows, strict=True):
+        masks, known = pseudo[index].framed(size)
+        record = cams[index]
+        positive = pathology_labels(record["labels"][None])[0] == 1
+        cam = np.asarray(enlarge(jnp.asarray(record["cams"])[None], side))[0]
+        layers = {
+            "cam": (cam > run.config.label.cam_threshold) & positive,
+            "pseudo": enlarged(masks, side),
+            "prediction": enlarged(prediction, side),
+        }
+        if index in seeds:
+            layers["seed"] = enlarged(seeds[index], side)
+        image_id, scores = pseudo[index].image_id, {}
+        truths = _truths(run, image_id)
+        if truths is not None:
+            layers["expert"] = letterbox_masks(truths, side) > 0
+            scores = scores_of(
+                overlap((masks > 0) & known, letterbox_masks(truths, size) * known).iou()[0]
+            )
+        image = letterbox(run.data.train[index]["image"], side)[..., 0]
+        yield Example(image_id, image, layers, scores, weak=True)
 
 
-def _truth(run: Run, image_id: str, size: int) -> dict[str, Bool[np.ndarray, "s s k"]]:
+def _seeds(run: Run, drawn: Sequence[int]) -> dict[int, Shaped[np.ndarray, "h h k"]]:
+    """Returns the seeds of some images, by index, for those that have any."""
+    records, found = Records(run.seed, "seeds"), {}
+    for record in (records[i] for i in range(len(records))):
+        index = int(record["index"])
+        if index in drawn:
+            found[index] = record["seeds"]
+        if index >= max(drawn, default=0):
+            break
+    return found
+
+
+def _truths(run: Run, image_id: str) -> Shaped[np.ndarray, "h w"] | None:
     """Returns the hidden masks of a weakly labelled image, if there are any."""
     hidden = run.data.hidden
     if hidden is None or image_id not in hidden.image_ids:
-        return {}
-    masks = hidden[hidden.image_ids.index(image_id)]["masks"]
-    return {"expert": letterbox_masks(masks, size).astype(bool)}
+        return None
+    return hidden[hidden.image_ids.index(image_id)]["masks"]

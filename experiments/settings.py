@@ -1,12 +1,13 @@
 """The settings of CheXseg as flags, and the presets that fill them in."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from chexseg_jax.logs import installed
 from chexseg_jax.networks import RESNET18, RESNET50, Network
 from chexseg_jax.stages.classify import ClassifyConfig
 from chexseg_jax.stages.evaluate import EvaluateConfig
@@ -54,6 +55,8 @@ class Config:
     """The last stage to run."""
     seed: int = 17
     """Of weights, order and mix; the release's."""
+    segment_seed: int | None = None
+    """The same, of the segmenter alone, and of which maps it draws; `--seed` if not given."""
     image_size: int = 320
     """Side of the letterbox that every network sees, pixels; a multiple of 32."""
     pseudo: Literal["irnet", "cam"] = "irnet"
@@ -64,6 +67,10 @@ class Config:
     """The segmenter's encoder: the classifier itself, or a ResNet trained in the same way."""
     encoder_init: Path | None = None
     """A PyTorch file for that ResNet to start from, as `--classify.init` is for the classifier."""
+    encoder_start: Literal["classifier", "random"] | Path = "classifier"
+    """What that encoder brings: its training as a classifier, random weights, or a PyTorch file's."""
+    wandb: str | None = None
+    """A project of Weights & Biases to send numbers and overlays to; nothing is sent without it."""
     phantoms: Phantoms = field(default_factory=Phantoms)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
@@ -78,6 +85,20 @@ class Config:
             raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
         if self.image_size % 32 or self.image_size < 32:
             raise ValueError(f"--image-size must be a multiple of 32, got {self.image_size}")
+        if self.wandb and not installed("wandb"):
+            raise ValueError("--wandb needs a package: pip install 'chexseg-jax[wandb]'")
+
+    @property
+    def of_segmenter(self) -> int:
+        """The segmenter's seed."""
+        return self.seed if self.segment_seed is None else self.segment_seed
+
+    @property
+    def encoder_classify(self) -> ClassifyConfig:
+        """The segmenter's encoder: which network, and how it learns to classify."""
+        if self.encoder == "classifier":
+            return self.classify
+        return replace(self.classify, network=ENCODERS[self.encoder], init=self.encoder_init)
 
 
 PAPER = Config(
@@ -129,20 +150,24 @@ PRESETS = {"phantom": PHANTOM, "chexpert": CHEXPERT, "paper": PAPER}
 ENCODERS = {"resnet18": RESNET18, "resnet50": RESNET50}
 
 
-def read_arguments(description: str, arguments: list[str] | None = None) -> Config:
-    """Returns the settings: a preset, changed by flags. With data the preset is `chexpert`."""
-    given = sys.argv[1:] if arguments is None else arguments
+def preset_of(given: list[str]) -> Config:
+    """Returns the preset that flags ask for; with data it is `chexpert`."""
     name = "phantom"
     if any(a.split("=")[0] in ("--data-dir", "--data_dir") for a in given):
         name = "chexpert"
     for flag, value in zip(given, [*given[1:], ""], strict=False):
         if flag == "--preset" or flag.startswith("--preset="):
             name = flag.partition("=")[2] or value
-    default = PRESETS.get(name, PHANTOM)
+    return PRESETS.get(name, PHANTOM)
+
+
+def read_arguments(description: str, arguments: list[str] | None = None) -> Config:
+    """Returns the settings: a preset, changed by flags."""
+    given = sys.argv[1:] if arguments is None else arguments
     return tyro.cli(
         Config,
         prog="python -m experiments.chexseg",
-        default=default,
+        default=preset_of(given),
         args=given,
         description=description,
     )

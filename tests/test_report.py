@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
-from experiments.overlays import LAYERS, mask_png, outline, small_mask
-from experiments.plots import COLOURS, SCORE, plot_iou, plot_training, smooth
+from experiments.overlays import LAYERS, mask_png, outline, painted
+from experiments.plots import COLOURS, SCORE, plot_iou, plot_rhos, plot_training, smooth
 from experiments.report import Example, table, write_report
 
 HOSTILE = '<script>alert("$x")</script><img src=http://evil.example/x>\'"'
@@ -270,6 +270,7 @@ def test_gallery_holds_one_image_a_layer_and_pathology(tmp_path):
     assert images[-1]["alt"] == "Chest X-ray patient2. Prediction: nothing."
     switches = [a["id"] for a in reader.all("input")]
     assert switches == ["show-expert", "show-cam", "show-prediction"]
+    assert [a["data-digit"] for a in reader.all("input")] == ["1", "3", "6"]
     assert [a["data-score"] for a in reader.all("li")] == ["0.7500", "0.7500"]
     assert [a["value"] for a in reader.all("option")][:3] == ["", "1", "4"]
 
@@ -281,28 +282,63 @@ def test_mask_is_drawn_where_it_lies():
     colour = list(layer.colour)
     assert drawn[20, 35].tolist() == [*colour, layer.opacity]
     assert drawn[10, 20].tolist() == drawn[11, 48].tolist() == [*colour, 255]
-    assert drawn[12, 22].tolist() == [*colour, layer.opacity]
+    assert drawn[13, 23].tolist() == [*colour, layer.opacity]
     assert drawn[9, 35].tolist() == [0, 0, 0, 110]
     assert drawn[8, 35, 3] == drawn[9, 19, 3] == drawn[0, 0, 3] == 0
-    assert (drawn[..., 3] == 255).sum() == 20 * 30 - 16 * 26
+    assert (drawn[..., 3] == 255).sum() == 20 * 30 - 14 * 24
 
 
-def test_large_masks_shrink_and_thin_lines_stay():
-    mask = np.zeros((1000, 2000), bool)
-    mask[500:750, 1000:1500] = True
-    small = small_mask(mask)
-    assert small.shape == (160, 320)
-    assert small[80:120, 160:240].all()
-    assert small.sum() == 40 * 80
-    mask[:] = False
-    mask[:, 700] = True
-    assert small_mask(mask)[:, 112].all()
+def test_a_picture_holds_the_layers_that_a_page_opens_with():
+    drawn = painted(example(prediction=square(), reader=square("Edema")))
+    grey = np.repeat(example().image[..., None], 3, -1)
+    assert drawn.shape == (40, 60, 3)
+    assert (drawn[10, 20:50] == LAYERS[-1].colour).all()
+    inside, share = drawn[20, 35], LAYERS[-1].opacity / 255
+    mixed = (1 - share) * grey[20, 35] + share * np.array(LAYERS[-1].colour)
+    assert np.abs(inside - mixed).max() <= 1
+    assert (drawn[:9] == grey[:9]).all() and (drawn[:, :19] == grey[:, :19]).all()
+
+
+def test_weakly_labelled_images_are_a_set_of_their_own(tmp_path):
+    weak = Example("w", example().image, {"seed": square()}, {"Edema": 0.25}, weak=True)
+    page = page_of(tmp_path, report(), [example("t", expert=square()), weak])
+    reader = Reader(page)
+    assert [a["class"] for a in reader.all("section") if "class" in a].count("set") == 2
+    test, weak_set = page.split("<h3>")[1:]
+    assert test.startswith("Test images") and "Enlarge t" in test and "Enlarge w" not in test
+    assert weak_set.startswith("Weakly labelled images") and "Enlarge w" in weak_set
+    alone = page_of(tmp_path, report(), [example(expert=square())])
+    assert alone.count("<h3>") == 1
+
+
+def rhos():
+    return [{"rho": r, **entry(v), "folder": f"evaluate-{r}"} for r, v in ((0.0, 0.25), (0.9, 0.5))]
+
+
+def test_runs_of_another_rho_stand_side_by_side(tmp_path):
+    rows = [
+        [t.strip() for t in row]
+        for row in Reader(page_of(tmp_path, report() | {"rhos": rhos()})).rows
+    ]
+    assert ["ρ = 0.0", "0.250 [0.200, 0.300]", "evaluate-0.0"] in rows
+    assert ["ρ = 0.9 (this run)", "0.500 [0.450, 0.550]", "evaluate-0.9"] in rows
+    alone = page_of(tmp_path, report() | {"rhos": rhos()[1:]})
+    assert "Other shares" not in alone
+
+
+def test_rho_plot_marks_this_run(tmp_path):
+    plot_rhos(tmp_path / "one.png", rhos(), 0.9)
+    plot_rhos(tmp_path / "none.png", rhos(), 0.5)
+    wanted = [int(COLOURS["run"][i : i + 2], 16) for i in (1, 3, 5)]
+    filled, empty = ((draw(tmp_path / n) == wanted).all(-1).sum() for n in ("one.png", "none.png"))
+    assert filled > empty + 20 > 40
+    plot_rhos(tmp_path / "lost.png", [{"rho": 0.5, "iou": None}], 0.5)
 
 
 def test_outline_closes_at_the_border_of_the_image():
     edge = outline(np.ones((7, 9), bool))
-    assert edge[:2].all() and edge[:, -2:].all()
-    assert not edge[2:-2, 2:-2].any()
+    assert edge[:3].all() and edge[:, -3:].all()
+    assert not edge[3:-3, 3:-3].any()
 
 
 def test_an_example_says_what_is_wrong_with_it():

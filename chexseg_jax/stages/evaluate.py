@@ -8,14 +8,15 @@ that one threshold also says whether there is a finding at all.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
+from jaxtyping import Float, Int, UInt8, UInt16
 from tqdm import tqdm
 
-from chexseg_jax.artefacts import Folder, write_json, write_records
+from chexseg_jax.artefacts import Folder, whole, write_json, write_records
 from chexseg_jax.data import Source, framed, once
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
@@ -31,9 +32,9 @@ from chexseg_jax.metrics import (
 )
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.scores import Scores, score_image, summarise, write_csvs
-from chexseg_jax.tables import write_predictions
+from chexseg_jax.tables import read_thresholds, write_predictions, write_thresholds
 
-VERSION = 1
+VERSION = 2
 
 Maps = Float[np.ndarray, "b s s k"]
 Method = Callable[[UInt8[np.ndarray, "b s s 1"]], Maps]
@@ -45,6 +46,8 @@ class EvaluateConfig:
 
     batch_size: int = 16
     threads: int = 8  # images compared at native size at once
+    thresholds: Path | None = None
+    """The segmenter's thresholds (a `thresholds.txt` of the release, or our CSV), not to be chosen."""
 
 
 def prior_of(source: Source, size: int) -> Maps:
@@ -109,6 +112,8 @@ def run(
     prior = prior_of(expert_train, size)
     compared = methods(segmenter, classifier, normalise, prior, size)
     thresholds = thresholds_of(compared, expert_val, expert_train, size, config.batch_size)
+    if config.thresholds:
+        thresholds["run"] = read_thresholds(config.thresholds)
     scores: list[Scores] = []
 
     def scored() -> Iterator[tuple[str, UInt16[np.ndarray, "h w"]]]:
@@ -136,11 +141,13 @@ def run(
         "prior_thresholds": dict(zip(PATHOLOGIES, thresholds["prior"].tolist(), strict=True)),
     }
     write_csvs(folder.path, scores)
+    write_counts(folder.path / "counts.npz", scores)
     shown = _gallery(scores)
     write_records(
         folder.path / "examples-00000-of-00001.arrayrecord",
         [_shown(test[i], compared, thresholds, size, config.batch_size) for i in shown],
     )
+    write_thresholds(folder.path / "thresholds.csv", thresholds["run"])
     write_json(folder.path / "metrics.json", metrics)
     folder.finish(images=len(test))
 
@@ -151,6 +158,29 @@ def _row(maps: dict[str, Maps], index: int) -> dict[str, Float[np.ndarray, "s s 
 
 def _read_and_score(test: Source, index: int, maps: Any, thresholds: Any) -> Scores:
     return score_image(test[index], maps, thresholds)
+
+
+def write_counts(path: Path, scores: Sequence[Scores]) -> None:
+    """Writes every method's counts at its thresholds, an image a row: what a bootstrap needs."""
+    arrays: dict[str, np.ndarray] = {"image_ids": np.array([score.image_id for score in scores])}
+    for name in dict.fromkeys(name for score in scores for name in score.counts):
+        images = [i for i, score in enumerate(scores) if name in score.counts]
+        counts = stack([scores[i].counts[name] for i in images])
+        arrays |= {f"{name}-{field}": values for field, values in vars(counts).items()}
+        arrays[f"{name}-images"] = np.array(images)
+    with whole(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_counts(path: Path) -> dict[str, tuple[Int[np.ndarray, "n"], Counts]]:
+    """Returns every method's counts, and which images of the test set they are of."""
+    with np.load(path, allow_pickle=False) as file:
+        names = [name.removesuffix("-images") for name in file.files if name.endswith("-images")]
+        fields = ("intersections", "predictions", "truths")
+        return {
+            name: (file[f"{name}-images"], Counts(*(file[f"{name}-{field}"] for field in fields)))
+            for name in names
+        }
 
 
 def _gallery(scores: Sequence[Scores]) -> list[int]:

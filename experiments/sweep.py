@@ -1,0 +1,197 @@
+"""Mean IoU against rho: `python -m experiments.sweep --rhos 0 .2 .4 .6 .8 .9 1 --seeds 17 18 19`.
+
+Takes every flag of `experiments.chexseg`, but goes through the rhos given. `--seeds` are the
+segmenter's: the stages before it are made once, with `--seed`. The band is Student's 95 % interval over
+seeds. Beside it is the paper's own curve, on CheXlocalize. Writes `sweep.csv`, `sweep.json` and
+`sweep.png` to `<workdir>/sweep`.
+"""
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from chexseg_jax.artefacts import whole, write_json
+from experiments.compare import Arm, Row, compare, cost, output, plainly, weak_maps
+from experiments.pipeline import open_data
+from experiments.plots import QUIET, save, tidy
+from experiments.report_tables import known, number
+from experiments.settings import Config, preset_of
+from experiments.table import signed
+
+Kind = Literal["irnet", "cam"]
+
+RHOS: Final = (0, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 1)
+PAPER: Final[Mapping[Kind, Mapping[float, float]]] = {
+    "cam": dict(zip(RHOS, (0.142, 0.238, 0.246, 0.248, 0.255, 0.261, 0.270, 0.246), strict=True)),
+    "irnet": dict(zip(RHOS, (0.156, 0.216, 0.228, 0.236, 0.252, 0.254, 0.267, 0.246), strict=True)),
+}
+"""The paper's Table 1: mean IoU on CheXlocalize's test set, three trials, by pseudo-masks and rho."""
+
+COLOURS: Final[Mapping[Kind, str]] = {"irnet": "#0072B2", "cam": "#D55E00"}
+NAMES: Final[Mapping[Kind, str]] = {"irnet": "IRNet", "cam": "CAM"}
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """The runs to make."""
+
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    rhos: tuple[float, ...] = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 1)
+    """Probabilities that a training sample is an expert's."""
+    seeds: tuple[int, ...] = (17, 18, 19)
+    """Of the segmenter; the stages before it keep `--seed`, and are shared."""
+    kinds: tuple[Kind, ...] = ("irnet",)
+    """Which pseudo-masks, in place of `--pseudo`."""
+    weak_maps: int | None = None
+    """How many pseudo-masks rho = 0 draws from; as many as the others if not given."""
+    out: Path | None = None
+    """Where the files go; `<workdir>/sweep` if not given."""
+
+    def __post_init__(self) -> None:
+        if not self.rhos or not all(0 <= rho <= 1 for rho in self.rhos):
+            raise ValueError(f"--rhos must be one or more, all within [0, 1], got {self.rhos}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds must be one or more, all different, got {self.seeds}")
+        if not self.kinds:
+            raise ValueError("--kinds must be irnet, cam or both")
+
+
+def read_sweep_arguments(arguments: list[str] | None = None) -> SweepConfig:
+    """Returns the settings: a preset of `experiments.chexseg`, changed by flags."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return tyro.cli(
+        SweepConfig,
+        prog="python -m experiments.sweep",
+        default=SweepConfig(preset_of(given)),
+        args=given,
+        description=__doc__,
+    )
+
+
+def arms_of(config: SweepConfig) -> dict[tuple[Kind, float], Arm]:
+    """Returns an arm a point, compared with expert masks alone, or else with the greatest rho.
+
+    With expert masks alone no pseudo-mask is seen, so that rho = 1 is one arm for both kinds.
+    """
+    rhos = sorted(set(config.rhos))
+    found: dict[tuple[Kind, float], Arm] = {}
+    for kind in dict.fromkeys(config.kinds):
+        for rho in rhos:
+            drawn: Kind = config.kinds[0] if rho == 1 else kind
+            run = replace(config.run, rho=rho, pseudo=drawn)
+            run = weak_maps(run, config.weak_maps) if rho == 0 else run
+            arm = Arm(_name(drawn, rho), run, _name(config.kinds[0], rhos[-1]))
+            found[kind, rho] = arm
+    return found
+
+
+def _name(kind: Kind, rho: float) -> str:
+    return "rho 1" if rho == 1 else f"rho {rho:g} ({NAMES[kind]})"
+
+
+def write_csv(path: Path, points: Mapping[tuple[Kind, float], Row], seeds: Sequence[int]) -> None:
+    """Writes a row a point: the mean, both intervals, each seed, the difference and the paper's."""
+    head = ["pseudo", "rho", "mean", "seeds_lower", "seeds_upper", "images_lower", "images_upper"]
+    head += [f"seed_{seed}" for seed in seeds]
+    head += ["difference", "difference_lower", "difference_upper", "paper"]
+    with whole(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for (kind, rho), row in points.items():
+            less = row.difference
+            cells = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
+            cells += [row.runs[seed] for seed in seeds]
+            cells += [less.mean, less.lower, less.upper] if less else [float("nan")] * 3
+            cells += [PAPER[kind].get(rho, float("nan"))]
+            writer.writerow([kind, rho, *(value if known(value) else "" for value in cells)])
+
+
+def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> None:
+    """Draws the curves with each seed and the band over seeds, and the paper's, dashed."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    tidy(axes)
+    axes.grid(axis="y", color="#E4E6E9", linewidth=0.7)
+    for kind in dict.fromkeys(kind for kind, _ in points):
+        mine = {rho: row for (other, rho), row in points.items() if other == kind}
+        rhos, colour = np.array(list(mine)), COLOURS[kind]
+        lower, upper = np.array([row.seeds for row in mine.values()]).T
+        axes.fill_between(rhos, lower, upper, color=colour, alpha=0.15, linewidth=0)
+        means = [row.mean.mean for row in mine.values()]
+        axes.plot(rhos, means, "o-", color=colour, linewidth=1.8, label=f"here, {NAMES[kind]}")
+        for rho, row in mine.items():
+            axes.plot([rho] * len(row.runs), list(row.runs.values()), "_", color=colour, alpha=0.7)
+    for kind, curve in PAPER.items():
+        axes.plot(
+            list(curve), list(curve.values()), ".--", color=COLOURS[kind], linewidth=1, alpha=0.7,
+            label=f"the paper's, {NAMES[kind]}, on CheXlocalize",
+        )  # fmt: skip
+    axes.set_xlabel("ρ: probability that a sample is an expert's", fontsize=9, color=QUIET)
+    axes.set_ylabel("mean pooled IoU (band: 95 % over seeds)", fontsize=9, color=QUIET)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_title(title, fontsize=11, loc="left")
+    save(path, figure)
+
+
+def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
+    """Returns the curve for the terminal."""
+    lines = [f" {'':<18}  mean   [over seeds]      paper   {reference} − this [paired]"]
+    for (kind, rho), row in points.items():
+        lower, upper = row.seeds
+        band = f"[{number(lower)}, {number(upper)}]" if known(lower) else ""
+        paper = number(PAPER[kind].get(rho))
+        name = f"rho {rho:g} ({NAMES[kind]})"
+        mean = number(row.mean.mean)
+        lines.append(f" {name:<18}  {mean}  {band:<16}  {paper:<6}  {signed(row.difference)}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line, runs what is missing, and writes the curve."""
+    with plainly():
+        config = read_sweep_arguments(arguments)
+        arms = arms_of(config)
+        data = open_data(config.run)
+        found = compare(list({arm.name: arm for arm in arms.values()}.values()), data, config.seeds)
+        if jax.process_index() > 0:
+            return
+        rows = {row.name: row for row in found.rows}
+        points = {point: rows[arm.name] for point, arm in arms.items()}
+        folder = output(config.out, config.run.workdir, "sweep")
+        synthetic = config.run.data_dir is None
+        shown = "synthetic chests" if synthetic else "CheXpert and CheXlocalize"
+        title = f"{shown}: {len(data.test)} test images, {len(config.seeds)} seeds"
+        write_csv(folder / "sweep.csv", points, config.seeds)
+        write_json(
+            folder / "sweep.json",
+            {
+                "phantom": synthetic,
+                "preset": config.run.preset,
+                "seed": config.run.seed,
+                "seeds": config.seeds,
+                "images": len(data.test),
+                "points": [
+                    {"pseudo": kind, "rho": rho, "paper": PAPER[kind].get(rho), **asdict(row)}
+                    for (kind, rho), row in points.items()
+                ],
+                "stages": found.stages,
+                "settings": asdict(config.run),
+            },
+        )
+        plot(folder / "sweep.png", points, title)
+    print(text(points, next(iter(arms.values())).reference))
+    print(f"Sweep: {folder / 'sweep'}.csv, .json, .png")
+    print(cost(found.stages))
+
+
+if __name__ == "__main__":
+    main()

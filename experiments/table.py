@@ -1,0 +1,228 @@
+"""The paper's tables in one command: weak, full and CheXseg, over seeds, with paired differences.
+
+    python -m experiments.table --data-dir data --workdir runs/chexpert --seeds 17 18 19
+    python -m experiments.table --inits random imagenet=resnet18.pth chexpert --encoder resnet18
+
+Takes every flag of `experiments.chexseg`; `--rho` is CheXseg's. `--seeds` are the segmenter's: the
+stages before it are made once, with `--seed`. Intervals over seeds are Student's; those over images are
+of 1,000 bootstrap resamples, the same ones on both sides of a difference. Writes `table.csv`,
+`table.json` and `table.png` (`inits.*` with `--inits`) to `<workdir>/table`.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from chexseg_jax.artefacts import whole, write_json
+from chexseg_jax.metrics import Interval
+from chexseg_jax.pathologies import PATHOLOGIES
+from experiments.compare import Arm, Comparison, Row, compare, cost, output, plainly, weak_maps
+from experiments.pipeline import open_data
+from experiments.plots import COLOURS, QUIET, save, tidy
+from experiments.report_tables import interval, known, number
+from experiments.settings import Config, preset_of
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """The rows to make."""
+
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    seeds: tuple[int, ...] = (17, 18, 19)
+    """Of the segmenter; the stages before it keep `--seed`, and are shared."""
+    weak_maps: int | None = None
+    """How many pseudo-masks the rows without expert masks draw from, if not as many as others."""
+    inits: tuple[str, ...] = ()
+    """Compare what the encoder starts from: any of `random`, `chexpert` and NAME=FILE."""
+    out: Path | None = None
+    """Where the files go; `<workdir>/table` if not given."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds must be one or more, all different, got {self.seeds}")
+        if not 0 < self.run.rho < 1:
+            raise ValueError(f"--rho is CheXseg's and must lie between 0 and 1, got {self.run.rho}")
+
+
+def read_table_arguments(arguments: list[str] | None = None) -> TableConfig:
+    """Returns the settings: a preset of `experiments.chexseg`, changed by flags."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return tyro.cli(
+        TableConfig,
+        prog="python -m experiments.table",
+        default=TableConfig(preset_of(given)),
+        args=given,
+        description=__doc__,
+    )
+
+
+def starts(inits: Sequence[str]) -> dict[str, Any]:
+    """Returns the encoder's starts by name; `chexpert` is the classifier's own training."""
+    found: dict[str, Any] = {}
+    for init in (one for some in inits for one in some.split(",")):
+        name, equals, file = init.partition("=")
+        if equals:
+            found[name] = Path(file)
+        elif name in ("random", "chexpert", "classifier"):
+            found[name] = "random" if name == "random" else "classifier"
+        else:
+            raise ValueError(f"--inits takes random, chexpert or NAME=FILE, got {init}")
+    return found
+
+
+def arms_of(config: TableConfig) -> list[Arm]:
+    """Returns the rows that are trained; each is compared with CheXseg (IRNet).
+
+    With `--inits`, with its own supervision started as the last of them is.
+    """
+    base = config.run
+    weak = weak_maps(replace(base, rho=0.0), config.weak_maps)
+    supervisions = {
+        "weak (CAM)": replace(weak, pseudo="cam"),
+        "weak (IRNet)": replace(weak, pseudo="irnet"),
+        "full": replace(base, rho=1.0, pseudo="irnet"),
+        "CheXseg (CAM)": replace(base, pseudo="cam"),
+        "CheXseg (IRNet)": replace(base, pseudo="irnet"),
+    }
+    if not config.inits:
+        return [Arm(name, run, "CheXseg (IRNet)") for name, run in supervisions.items()]
+    named = starts(config.inits)
+    last = list(named)[-1]
+    return [
+        Arm(f"{name}, {init}", replace(run, encoder_start=start), f"{name}, {last}")
+        for name, run in supervisions.items()
+        if "CAM" not in name
+        for init, start in named.items()
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
+    """Writes a row an arm: means, both intervals, each seed, the difference, and IoU by pathology."""
+    head = ["name", "mean", "seeds_lower", "seeds_upper", "images_lower", "images_upper"]
+    head += [f"seed_{seed}" for seed in seeds]
+    head += ["reference", "difference", "difference_lower", "difference_upper", *PATHOLOGIES]
+    with whole(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for row in rows:
+            less = row.difference
+            cells: list[Any] = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
+            cells += [row.runs.get(seed) for seed in seeds]
+            cells += [row.reference]
+            cells += [less.mean, less.lower, less.upper] if less else [None] * 3
+            cells += [row.pathologies[name].mean for name in PATHOLOGIES]
+            writer.writerow([row.name, *("" if v is None or v != v else v for v in cells)])
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Returns the table for the terminal: the means, then IoU by pathology."""
+    wide = max(len(row.name) for row in rows)
+    head = f" {'Mean pooled IoU':<{wide}}  {'[95 % over images]':<22}  {'[over seeds]':<15}"
+    lines = [f"{head}  reference − this [paired]"]
+    for row in rows:
+        mean = f"{number(row.mean.mean)} {interval(asdict(row.mean))}"
+        over = interval({"lower": row.seeds[0], "upper": row.seeds[1]})
+        lines.append(f" {row.name:<{wide}}  {mean:<22}  {over:<15}  {signed(row.difference)}")
+    rule = "─" * max(map(len, lines))
+    lines = [rule, lines[0], rule, *lines[1:], rule]
+    lines.append(f" {'IoU':<{wide}}" + "".join(f"{name[:6]:>8}" for name in PATHOLOGIES))
+    for row in rows:
+        values = [number(row.pathologies[name].mean) for name in PATHOLOGIES]
+        lines.append(f" {row.name:<{wide}}" + "".join(f"{value:>8}" for value in values))
+    return "\n".join([*lines, rule])
+
+
+def signed(less: Interval | None) -> str:
+    """Returns a difference with its interval, or nothing."""
+    if less is None or not known(less.mean):
+        return ""
+    return f"{less.mean:+.3f} [{less.lower:+.3f}, {less.upper:+.3f}]"
+
+
+def plot(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Draws the means with intervals and seeds, and beside them the paired differences."""
+    figure = Figure(figsize=(9.6, 1.5 + 0.34 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(rows))
+    colours = [COLOURS["run"] if row.runs else COLOURS["prior"] for row in rows]
+    left.barh(places, [row.mean.mean for row in rows], 0.62, color=colours)
+    left.axvline(0, color=QUIET, linewidth=0.8)
+    right.axvline(0, color=QUIET, linewidth=0.8)
+    for place, row in zip(places, rows, strict=True):
+        left.plot([row.mean.lower, row.mean.upper], [place] * 2, "|-", color="black", linewidth=1.2)
+        left.plot(
+            list(row.runs.values()), [place] * len(row.runs), "o", color="white",
+            markeredgecolor="black", markersize=4,
+        )  # fmt: skip
+        less = row.difference
+        if less is not None:
+            right.plot([less.lower, less.upper], [place] * 2, "|-", color="black", linewidth=1.2)
+            right.plot([less.mean], [place], "o", color=COLOURS["run"], markersize=6)
+    for axes, label in (
+        (left, "mean pooled IoU\nbar: over seeds · circles: each seed · line: 95 % over images"),
+        (right, "reference less this, same images\nline: 95 %, paired bootstrap"),
+    ):
+        tidy(axes)
+        axes.grid(axis="x", color="#E4E6E9", linewidth=0.7)
+        axes.set_xlabel(label, fontsize=9, color=QUIET)
+    left.set_yticks(places, [row.name for row in rows])
+    left.tick_params(axis="y", length=0, labelsize=10, labelcolor="black")
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_xlim(left=0)
+    right.tick_params(axis="y", length=0)
+    figure.suptitle(title, fontsize=11)
+    save(path, figure)
+
+
+def write(folder: Path, name: str, found: Comparison, config: TableConfig, images: int) -> None:
+    """Writes the CSV, the JSON and the plot."""
+    run = config.run
+    synthetic = "synthetic chests" if run.data_dir is None else "CheXpert and CheXlocalize"
+    title = f"{synthetic}: {images} test images, {len(config.seeds)} seeds"
+    write_csv(folder / f"{name}.csv", found.rows, config.seeds)
+    write_json(
+        folder / f"{name}.json",
+        {
+            "phantom": run.data_dir is None,
+            "preset": run.preset,
+            "rho": run.rho,
+            "seed": run.seed,
+            "seeds": config.seeds,
+            "weak_maps": config.weak_maps,
+            "images": images,
+            "intervals": {"seeds": "95 %, Student's t", "images": "95 %, 1,000 resamples"},
+            "rows": [asdict(row) for row in found.rows],
+            "stages": found.stages,
+            "settings": asdict(run),
+        },
+    )
+    plot(folder / f"{name}.png", found.rows, title)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line, runs what is missing, and writes the table."""
+    with plainly():
+        config = read_table_arguments(arguments)
+        arms = arms_of(config)
+        data = open_data(config.run)
+        found = compare(arms, data, config.seeds)
+        if jax.process_index() > 0:
+            return
+        folder = output(config.out, config.run.workdir, "table")
+        name = "inits" if config.inits else "table"
+        write(folder, name, found, config, len(data.test))
+    print(text(found.rows))
+    print(f"Table: {folder / name}.csv, .json, .png")
+    print(cost(found.stages))
+
+
+if __name__ == "__main__":
+    main()

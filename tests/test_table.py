@@ -1,0 +1,234 @@
+import csv
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from chexseg_jax.metrics import Counts, averaged_intervals, draws, pooled_intervals
+from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.stages.evaluate import read_counts, write_counts
+from experiments import compare, pipeline, sweep, table
+from experiments.settings import PHANTOM
+
+KINDS = len(PATHOLOGIES)
+
+
+def counts(shared, drawn, truths) -> Counts:
+    """Counts of images from lists of rows, one column a pathology."""
+    rows = [np.array(some, np.int64) for some in (shared, drawn, truths)]
+    return Counts(rows[0][:, None], rows[1][:, None], rows[2])
+
+
+def some_counts(seed: int, share: float, images: int = 30) -> Counts:
+    """Counts whose truths are always the same, and whose predictions cover a share of them."""
+    truths = np.random.default_rng(0).integers(0, 2, (images, KINDS)) * 100
+    noise = np.random.default_rng(seed).uniform(-0.05, 0.05, (images, KINDS))
+    shared = (truths * (share + noise)).astype(np.int64)
+    return counts(shared, shared + 10, truths)
+
+
+def test_a_paired_difference_by_hand():
+    # Image 0: IoUs 1 against 1/2. Image 1: 1/3 against 0. One pathology.
+    better = counts([[4], [1]], [[4], [2]], [[4], [2]])
+    worse = counts([[2], [0]], [[2], [2]], [[4], [2]])
+    rows, mean = averaged_intervals([better], [worse])
+    assert mean.mean == rows[0].mean == pytest.approx(5 / 7 - 2 / 8)
+    by_draw = {0: 1 - 1 / 2, 1: 5 / 7 - 2 / 8, 2: 1 / 3 - 0}
+    expected = np.sort([by_draw[int(row.sum())] for row in draws(2)])
+    assert (mean.lower, mean.upper) == pytest.approx((expected[24], expected[974]))
+
+
+def test_pairs_are_narrower_than_their_ends_and_vanish_for_twins():
+    one, other = some_counts(1, 0.6), some_counts(2, 0.5)
+    difference = averaged_intervals([one], [other])[1]
+    ends = [pooled_intervals(some)[1] for some in (one, other)]
+    assert difference.mean == pytest.approx(ends[0].mean - ends[1].mean)
+    assert difference.lower > 0
+    assert difference.upper - difference.lower < min(end.upper - end.lower for end in ends)
+    twins = averaged_intervals([one, other], [other, one])[1]
+    assert (twins.mean, twins.lower, twins.upper) == (0, 0, 0)
+
+
+def test_other_images_are_refused():
+    one = some_counts(1, 0.6)
+    other = replace(one, truths=one.truths + 1)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        averaged_intervals([one], [other])
+
+
+def test_the_interval_over_three_seeds_is_students():
+    # Mean 2, standard deviation 1: 4.3027 / sqrt 3 = 2.4841.
+    assert compare.seeds_interval([1, 2, 3]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
+    assert np.isnan(compare.seeds_interval([1])).all()
+
+
+def write_fakes(path: Path, run: Counts, images: int = 30) -> None:
+    """Writes the counts of a run and what it is held to; a reader for the first twenty images."""
+    others = {"cam": some_counts(8, 0.2), "prior": some_counts(9, 0.1)}
+    scores = []
+    for i in range(images):
+        mine = {"run": run, **others, **({"human": some_counts(7, 0.8)} if i < 20 else {})}
+        row = {name: Counts(*(v[i] for v in vars(some).values())) for name, some in mine.items()}
+        scores.append(SimpleNamespace(image_id=f"image {i}", counts=row))
+    write_counts(path, scores)
+
+
+def test_counts_come_back(tmp_path):
+    write_fakes(tmp_path / "counts.npz", some_counts(3, 0.5))
+    found = read_counts(tmp_path / "counts.npz")
+    assert set(found) == {"run", "cam", "prior", "human"}
+    assert found["human"][0].tolist() == list(range(20))
+    for mine, other in zip(
+        vars(found["run"][1]).values(), vars(some_counts(3, 0.5)).values(), strict=True
+    ):
+        np.testing.assert_array_equal(mine, other)
+
+
+@pytest.fixture
+def faked(tmp_path, monkeypatch):
+    """Runs that only write counts: the better, the nearer rho is to 0.9; returns what was made."""
+    made = []
+
+    class Fake:
+        def __init__(self, config, data):
+            self.config = config
+            self.rows = []
+
+        @property
+        def evaluate(self):
+            seed, rho = self.config.segment_seed, self.config.rho
+            name = f"evaluate-{self.config.pseudo}-{rho}-{seed}-{self.config.encoder_start}"
+            self.rows.append({"name": "classify", "folder": "c", "seconds": 2.0, "reused": False})
+            self.rows.append({"name": "evaluate", "folder": name, "seconds": 1.0, "reused": False})
+            made.append((self.config.pseudo, rho, seed, self.config.encoder_start))
+            (tmp_path / name).mkdir(exist_ok=True)
+            share = 0.6 - 0.3 * abs(rho - 0.9) + 0.01 * (seed - 18)
+            write_fakes(tmp_path / name / "counts.npz", some_counts(seed, share))
+            return SimpleNamespace(path=tmp_path / name)
+
+    data = SimpleNamespace(test=range(30))
+    monkeypatch.setattr(compare, "Run", Fake)
+    monkeypatch.setattr(table, "open_data", lambda config: data)
+    monkeypatch.setattr(sweep, "open_data", lambda config: data)
+    return made
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
+    table.main([f"--workdir={tmp_path}", "--seeds", "17", "18", "19"])
+    rows = read_csv(tmp_path / "table" / "table.csv")
+    assert [row["name"] for row in rows] == [
+        *("weak (CAM)", "weak (IRNet)", "full", "CheXseg (CAM)", "CheXseg (IRNet)"),
+        *("classifier's maps", "location prior", "second reader"),
+    ]
+    assert len(faked) == 15 and {rho for _, rho, *_ in faked} == {0, 0.9, 1}
+    weak, chexseg, reader = rows[1], rows[4], rows[7]
+    seeds = [float(weak[f"seed_{seed}"]) for seed in (17, 18, 19)]
+    assert float(weak["mean"]) == pytest.approx(np.mean(seeds))
+    lower, upper = compare.seeds_interval(seeds)
+    assert (float(weak["seeds_lower"]), float(weak["seeds_upper"])) == pytest.approx((lower, upper))
+    less = float(chexseg["mean"]) - float(weak["mean"])
+    assert float(weak["difference"]) == pytest.approx(less)
+    assert float(weak["difference_lower"]) > 0
+    assert chexseg["difference"] == chexseg["reference"] == reader["seed_17"] == ""
+    assert float(weak["mean"]) == pytest.approx(np.mean([float(weak[k]) for k in PATHOLOGIES]))
+    assert float(reader["difference_upper"]) < 0
+    assert (tmp_path / "table" / "table.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "Cost: classify 2.0 s; evaluate 15.0 s for 15. In all 0.3 min." in said
+    stored = json.loads((tmp_path / "table" / "table.json").read_text())
+    assert stored["rows"][7]["mean"]["n"] == 20 and stored["seeds"] == [17, 18, 19]
+
+
+def test_the_reader_is_compared_on_the_readers_images(faked, tmp_path):
+    table.main([f"--workdir={tmp_path}", "--seeds", "17"])
+    reader = read_csv(tmp_path / "table" / "table.csv")[-1]
+    mine, theirs = (
+        pooled_intervals(some[np.arange(20)])[1].mean
+        for some in (some_counts(17, 0.59), some_counts(7, 0.8))
+    )
+    assert float(reader["difference"]) == pytest.approx(mine - theirs)
+
+
+def test_the_initialisation_table(faked, tmp_path):
+    table.main([f"--workdir={tmp_path}", "--seeds", "17", "--inits", "random,m=x.pth", "chexpert"])
+    assert {start for *_, start in faked} == {"random", Path("x.pth"), "classifier"}
+    rows = read_csv(tmp_path / "table" / "inits.csv")
+    assert [row["name"] for row in rows][3:6] == ["full, random", "full, m", "full, chexpert"]
+    assert rows[3]["reference"] == rows[4]["reference"] == "full, chexpert"
+
+
+def test_the_sweep_and_the_papers_curve(faked, tmp_path):
+    flags = ["--rhos", "1", "0", "0.9", "--seeds", "17", "18", "--kinds", "irnet", "cam"]
+    sweep.main([f"--workdir={tmp_path}", *flags])
+    rows = read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert [(row["pseudo"], float(row["rho"])) for row in rows] == [
+        *(("irnet", rho) for rho in (0, 0.9, 1)),
+        *(("cam", rho) for rho in (0, 0.9, 1)),
+    ]
+    assert [float(row["paper"]) for row in rows] == [0.156, 0.267, 0.246, 0.142, 0.270, 0.246]
+    assert len(faked) == 10  # rho = 1 is one for both kinds
+    assert rows[2] == {**rows[5], "pseudo": "irnet"}
+    assert float(rows[1]["mean"]) > float(rows[0]["mean"]) and float(rows[1]["difference"]) < 0
+    assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "said"),
+    [
+        (table.main, ["--seeds", "17", "17"], "all different"),
+        (table.main, ["--rho", "1"], "between 0 and 1"),
+        (table.main, ["--inits", "imagenet"], "NAME=FILE"),
+        (sweep.main, ["--rhos", "2"], "within"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(main, flags, said, capsys, tmp_path):
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        main([f"--workdir={tmp_path}", *flags])
+    assert said in capsys.readouterr().err + str(caught.value)
+
+
+def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, monkeypatch):
+    trained = []
+    for name in ("classify", "localize", "seed", "relate", "label", "segment", "evaluate"):
+        module = getattr(pipeline, f"{name}_stage")
+
+        def finish(*_, folder, stage=name, **given):
+            trained.append((stage, given.get("seed")))
+            folder.finish(images=0)
+
+        monkeypatch.setattr(module, "run", finish)
+    for name in ("load_classifier", "constructor"):
+        monkeypatch.setattr(pipeline.classify_stage, name, lambda *_: lambda: None)
+    monkeypatch.setattr(pipeline.segment_stage, "restore_segmenter", lambda *_: None)
+    monkeypatch.setattr(pipeline.relate_stage, "load_irnet", lambda *_: None)
+    monkeypatch.setattr(pipeline, "Records", lambda *_: None)
+    source = SimpleNamespace(fingerprint="x")
+    data = pipeline.Data(**dict.fromkeys(pipeline.Data.__dataclass_fields__, source))
+    config = replace(PHANTOM, workdir=tmp_path)
+
+    def run(**changes):
+        trained.clear()
+        pipeline.Run(replace(config, **changes), data).evaluate  # noqa: B018
+        return list(trained)
+
+    assert len(run()) == 7
+    assert run(segment_seed=config.seed) == []  # the same as none
+    assert run(segment_seed=3) == [("segment", 3), ("evaluate", None)]
+    assert run(encoder_start="random") == [("segment", 17), ("evaluate", None)]
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+    assert run(encoder_start=weights) == [("segment", 17), ("evaluate", None)]
+    weights.write_bytes(b"another")
+    assert len(run(encoder_start=weights)) == 2
+    assert run(encoder_start="random", segment_seed=3)[0] == ("segment", 3)
+    # An encoder of its own that is not to be trained is not.
+    assert len(run(encoder="resnet18", encoder_start="random")) == 2
+    assert asdict(config)["encoder_start"] == "classifier"
