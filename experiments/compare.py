@@ -20,6 +20,7 @@ from chexseg_jax.metrics import Counts, Interval, averaged_intervals, mean_of
 from chexseg_jax.networks import WeightsError
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.evaluate import read_counts
+from chexseg_jax.tables import TableError
 from chexseg_jax.training import NotFinite
 from datasets.errors import DataError
 from experiments.pipeline import Data, Run
@@ -70,7 +71,7 @@ def plainly() -> Iterator[None]:
     """Ends the program with one sentence for what its user can mend."""
     try:
         yield
-    except (DataError, BatchError, WeightsError, NotFinite, OSError) as error:
+    except (DataError, BatchError, WeightsError, TableError, NotFinite, OSError) as error:
         sys.exit(f"{error}")
 
 

@@ -1,6 +1,7 @@
 import csv
 import json
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from chexseg_jax.metrics import Counts, averaged_intervals, draws, pooled_intervals
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.scores import Scores
 from chexseg_jax.stages.evaluate import read_counts, write_counts
 from experiments import compare, pipeline, sweep, table
 from experiments.settings import PHANTOM
@@ -72,7 +74,8 @@ def write_fakes(path: Path, run: Counts, images: int = 30) -> None:
     for i in range(images):
         mine = {"run": run, **others, **({"human": some_counts(7, 0.8)} if i < 20 else {})}
         row = {name: Counts(*(v[i] for v in vars(some).values())) for name, some in mine.items()}
-        scores.append(SimpleNamespace(image_id=f"image {i}", counts=row))
+        nothing = np.zeros((1, 1), np.uint16)
+        scores.append(Scores(f"image {i}", True, row, {}, np.zeros(KINDS), nothing))
     write_counts(path, scores)
 
 
@@ -97,7 +100,7 @@ def faked(tmp_path, monkeypatch):
             self.config = config
             self.rows = []
 
-        @property
+        @cached_property
         def evaluate(self):
             seed, rho = self.config.segment_seed, self.config.rho
             name = f"evaluate-{self.config.pseudo}-{rho}-{seed}-{self.config.encoder_start}"
@@ -210,6 +213,7 @@ def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, mo
     monkeypatch.setattr(pipeline.segment_stage, "restore_segmenter", lambda *_: None)
     monkeypatch.setattr(pipeline.relate_stage, "load_irnet", lambda *_: None)
     monkeypatch.setattr(pipeline, "Records", lambda *_: None)
+    monkeypatch.setattr(pipeline, "start_from", lambda *_, **given: None)
     source = SimpleNamespace(fingerprint="x")
     data = pipeline.Data(**dict.fromkeys(pipeline.Data.__dataclass_fields__, source))
     config = replace(PHANTOM, workdir=tmp_path)
