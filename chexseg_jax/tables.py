@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt16
 
 from chexseg_jax.artefacts import whole
+from chexseg_jax.gates import Gates
 from chexseg_jax.masks import rles_of
 from chexseg_jax.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES, canonical
@@ -76,6 +77,15 @@ def write_thresholds(path: Path, thresholds: Float[np.ndarray, "k"]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["threshold", "task"])
         writer.writerows([_cell(thresholds[k]), PATHOLOGIES[k]] for k in ORDER)
+
+
+def write_gates(path: Path, gates: Gates) -> None:
+    """Writes `gates.csv` as CheXlocalize does: `prob_threshold,mIoU,task`, by name."""
+    with whole(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["prob_threshold", "mIoU", "task"])
+        for k in ORDER:
+            writer.writerow([_cell(gates.cutoffs[k]), _cell(gates.ious[k]), PATHOLOGIES[k]])
 
 
 def read_thresholds(path: Path) -> Float[np.ndarray, "k"]:

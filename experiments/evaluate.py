@@ -27,7 +27,6 @@ from chexseg_jax.metrics import Interval, bootstrap_means, interval
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.tables import ORDER, write_bootstrap, write_per_image, write_summary
 from datasets.errors import DataError
-from experiments.benchmarks import gap, write_decrease, write_gap, write_pooled, write_rates
 from experiments.protocol import (
     Drawings,
     hit_points,
@@ -36,6 +35,7 @@ from experiments.protocol import (
     pool,
     require_images,
 )
+from experiments.readers import gap, write_decrease, write_gap, write_pooled, write_rates
 
 LETTERBOX = 320
 """The side at which the paper pools."""

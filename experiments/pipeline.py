@@ -312,7 +312,7 @@ class Run:
         thresholds = self.config.evaluate.thresholds
         return self._stage(
             evaluate_stage,
-            {"image_size": self.config.image_size},
+            {"image_size": self.config.image_size, "gated": self.config.evaluate.gated},
             {
                 "segmenter": self.segment.fingerprint,
                 "test": self.data.test.fingerprint,

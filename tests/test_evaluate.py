@@ -14,9 +14,9 @@ from chexseg_jax.masks import area, decode_rle, encode_rle, is_drawn, pack, runs
 from chexseg_jax.metrics import Counts, bootstrap_means, bootstrap_pooled, draws, nan_mean
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.tables import write_thresholds
-from experiments.benchmarks import decrease, gap
 from experiments.evaluate import main
 from experiments.protocol import Drawings
+from experiments.readers import decrease, gap
 
 GOLDENS = Path(__file__).parent / "goldens" / "parity" / "evaluation"
 EDEMA, HEART = "Edema", "Cardiomegaly"

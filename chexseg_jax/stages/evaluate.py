@@ -2,7 +2,8 @@
 
 Thresholds are chosen on expert-val; where a pathology is never drawn there, as the paper's split has it
 for scarce ones, on expert-train. The maps compete as probability times map divided by its maximum, so
-that one threshold also says whether there is a finding at all.
+that one threshold also says whether there is a finding at all. Gates for the segmenter's masks, by the
+classifier's probability, are chosen on expert-val too, and used if asked for.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,10 @@ from tqdm import tqdm
 
 from chexseg_jax.artefacts import Folder, whole, write_json, write_records
 from chexseg_jax.data import Source, framed, once
+from chexseg_jax.gates import Gates, best_gates
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
-from chexseg_jax.inference import Cams, Probabilities, infer
+from chexseg_jax.inference import Cams, Logits, Probabilities, infer
 from chexseg_jax.masks import pack, unpack
 from chexseg_jax.metrics import (
     Counts,
@@ -30,14 +32,20 @@ from chexseg_jax.metrics import (
     stack,
     threshold_bins,
 )
-from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, PATHOLOGIES
 from chexseg_jax.scores import Scores, score_image, summarise, write_csvs
-from chexseg_jax.tables import read_thresholds, write_predictions, write_thresholds
+from chexseg_jax.tables import (
+    read_thresholds,
+    write_gates,
+    write_predictions,
+    write_thresholds,
+)
 
-VERSION = 2
+VERSION = 3
 
 Maps = Float[np.ndarray, "b s s k"]
 Method = Callable[[UInt8[np.ndarray, "b s s 1"]], Maps]
+Confidence = Callable[[UInt8[np.ndarray, "b s s 1"]], Float[np.ndarray, "b k"]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class EvaluateConfig:
     threads: int = 8  # images compared at native size at once
     thresholds: Path | None = None
     """The segmenter's thresholds (a `thresholds.txt` of the release, or our CSV), not to be chosen."""
+    gated: bool = False
+    """Empty the segmenter's masks of findings that the classifier finds less likely than the gate."""
 
 
 def prior_of(source: Source, size: int) -> Maps:
@@ -79,6 +89,25 @@ def methods(
     return {"run": probabilities, "cam": mapped, "prior": located}
 
 
+def confidence_of(classifier: Any, normalise: Normalisation) -> Confidence:
+    """Returns what gives the classifier's probability of each pathology."""
+    logits = infer(Logits(normalise), classifier)
+
+    def confidence(images: UInt8[np.ndarray, "b s s 1"]) -> Float[np.ndarray, "b k"]:
+        return 1 / (1 + np.exp(-logits(images)[:, OBSERVATION_OF_PATHOLOGY]))
+
+    return confidence
+
+
+def gated(method: Method, confidence: Confidence, gates: Gates) -> Method:
+    """Returns a method whose maps are zero where the gate is shut."""
+
+    def kept(images: UInt8[np.ndarray, "b s s 1"]) -> Maps:
+        return method(images) * gates.open(confidence(images))[:, None, None]
+
+    return kept
+
+
 def thresholds_of(
     compared: Mapping[str, Method], expert_val: Source, expert_train: Source, size: int, batch: int
 ) -> dict[str, Float[np.ndarray, "k"]]:
@@ -94,6 +123,24 @@ def thresholds_of(
             best = best_thresholds(stack(some).pooled())
             chosen[name] = np.where(np.isnan(chosen[name]), best, chosen[name])
     return {name: np.nan_to_num(values, nan=0.5) for name, values in chosen.items()}
+
+
+def gates_of(
+    segment: Method,
+    confidence: Confidence,
+    thresholds: Float[np.ndarray, "k"],
+    source: Source,
+    size: int,
+    batch: int,
+) -> Gates:
+    """Returns the gates that are best for a segmenter's masks of a source, at these thresholds."""
+    counts: list[Counts] = []
+    confidences: list[np.ndarray] = []
+    for frames, number in once(framed(source, size), batch):
+        masks = segment(frames["images"])[:number] > thresholds
+        counts += map(overlap, masks, frames["masks"][:number])
+        confidences.append(confidence(frames["images"])[:number])
+    return best_gates(stack(counts), np.concatenate(confidences))
 
 
 def run(
@@ -114,6 +161,12 @@ def run(
     thresholds = thresholds_of(compared, expert_val, expert_train, size, config.batch_size)
     if config.thresholds:
         thresholds["run"] = read_thresholds(config.thresholds)
+    confidence = confidence_of(classifier, normalise)
+    gates = gates_of(
+        compared["run"], confidence, thresholds["run"], expert_val, size, config.batch_size
+    )
+    if config.gated:
+        compared["run"] = gated(compared["run"], confidence, gates)
     scores: list[Scores] = []
 
     def scored() -> Iterator[tuple[str, UInt16[np.ndarray, "h w"]]]:
@@ -148,6 +201,7 @@ def run(
         [_shown(test[i], compared, thresholds, size, config.batch_size) for i in shown],
     )
     write_thresholds(folder.path / "thresholds.csv", thresholds["run"])
+    write_gates(folder.path / "gates.csv", gates)
     write_json(folder.path / "metrics.json", metrics)
     folder.finish(images=len(test))
 
