@@ -84,6 +84,18 @@ def abstract(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def write_tree(folder: Path, tree: Any) -> None:
+    """Writes a tree of arrays as an Orbax checkpoint, to be used and not to be trained on."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree)
+
+
+def read_tree(folder: Path, tree: Any, sharding: Sharding) -> Any:
+    """Returns what `write_tree` wrote, onto an abstract tree and a sharding."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute(), abstract(tree, sharding))
+
+
 def part(model: nnx.Module, wanted: nnx.filterlib.Filter) -> tuple[nnx.GraphDef, Any, Any]:
     """Returns a model as its structure, the variables wanted, and the rest."""
     structure, *states = nnx.split(model, wanted, ...)

@@ -70,6 +70,17 @@ class Logits:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """A classifier's probability of each of the fourteen observations."""
+
+    normalise: Normalisation
+
+    def __call__(self, model: Any, images: Images) -> Float[Array, "b n"]:
+        """Returns the probabilities."""
+        return jax.nn.sigmoid(Logits(self.normalise)(model, images))
+
+
+@dataclass(frozen=True)
 class Cams:
     """A classifier's class activation maps of the ten pathologies, and their log odds."""
 

@@ -14,7 +14,8 @@ from chexseg_jax.networks import WeightsError
 from chexseg_jax.tables import TableError
 from chexseg_jax.training import NotFinite
 from datasets.errors import DataError
-from experiments.pipeline import Run, open_data
+from experiments.data import open_data
+from experiments.pipeline import Run
 from experiments.results import publish
 from experiments.settings import STAGES, read_arguments
 

@@ -23,7 +23,8 @@ from chexseg_jax.stages.evaluate import read_counts
 from chexseg_jax.tables import TableError
 from chexseg_jax.training import NotFinite
 from datasets.errors import DataError
-from experiments.pipeline import Data, Run
+from experiments.data import Data
+from experiments.pipeline import Run
 from experiments.settings import Config
 
 Counted = tuple[np.ndarray, list[Counts]]

@@ -1,15 +1,13 @@
 """The seven stages in order, each with its inputs and its folder."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from chexseg_jax.artefacts import Folder, Records, digest, digest_file, open_folder
-from chexseg_jax.data import Source, Subset, choose
 from chexseg_jax.logs import sending, sinks
 from chexseg_jax.losses import policies_of
 from chexseg_jax.networks import NORMALISATIONS, start_from
@@ -21,53 +19,14 @@ from chexseg_jax.stages import localize as localize_stage
 from chexseg_jax.stages import relate as relate_stage
 from chexseg_jax.stages import seed as seed_stage
 from chexseg_jax.stages import segment as segment_stage
-from datasets.prepare import prepare_phantoms
-from datasets.sources import Source as Prepared
-from datasets.sources import available, open_source
+from experiments.data import Data
 from experiments.settings import Config
 
 
-@dataclass(frozen=True)
-class Data:
-    """The sources of one run."""
-
-    train: Source
-    valid: Source
-    expert_train: Source
-    expert_val: Source
-    test: Prepared
-    hidden: Prepared | None
-
-    def named(self) -> dict[str, Source]:
-        """Returns the sources there are, by name."""
-        fields = self.__dataclass_fields__
-        every = {name: getattr(self, name) for name in fields}
-        return {name: source for name, source in every.items() if source is not None}
-
-
-def open_data(config: Config) -> Data:
-    """Opens the data of a run, making phantoms first if there is none."""
-    data_dir = config.data_dir
-    if data_dir is None:
-        data_dir = config.workdir / "phantoms"
-        print(
-            "No --data-dir: running on synthetic chests. For CheXpert, prepare it with "
-            "`python -m datasets chexpert --raw DIR --data-dir data` (and chexlocalize), then add "
-            "`--data-dir data`."
-        )
-        prepare_phantoms(
-            data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
-        )
-    train = open_source(data_dir, "chexpert", "train")
-    hidden = "hidden" in available(data_dir).get("chexlocalize", [])
-    return Data(
-        train=Subset(train, choose(len(train), config.weak, config.seed)),
-        valid=open_source(data_dir, "chexpert", "valid"),
-        expert_train=open_source(data_dir, "chexlocalize", "expert_train"),
-        expert_val=open_source(data_dir, "chexlocalize", "expert_val"),
-        test=open_source(data_dir, "chexlocalize", "test"),
-        hidden=open_source(data_dir, "chexlocalize", "hidden") if hidden else None,
-    )
+def _described(settings: classify_stage.ClassifyConfig) -> dict[str, Any]:
+    """Returns which network a backbone is: its checkpoint is to be opened without the run."""
+    kept = ("network", "policy", "output_stride", "pixels")
+    return {name: asdict(settings)[name] for name in kept}
 
 
 class Run:
@@ -196,7 +155,11 @@ class Run:
         init = self.config.relate.init
         return self._stage(
             relate_stage,
-            {**asdict(self.config.relate), **self._scalars},
+            {
+                **asdict(self.config.relate),
+                **self._scalars,
+                "backbone": None if init else _described(self.config.classify),
+            },
             {
                 "seeds": self.seed.fingerprint,
                 "backbone": digest_file(init) if init else self.classify.fingerprint,
@@ -276,6 +239,7 @@ class Run:
                 **self._scalars,
                 "seed": seed,
                 "rho": self.config.rho,
+                "backbone": _described(self.config.encoder_classify),
             },
             {
                 "encoder": fingerprint,

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from chexseg_jax.artefacts import whole, write_json
 from experiments.compare import Arm, Row, compare, cost, output, plainly, weak_maps
-from experiments.pipeline import open_data
+from experiments.data import open_data
 from experiments.plots import QUIET, save, tidy
 from experiments.report_tables import known, number
 from experiments.settings import Config, preset_of

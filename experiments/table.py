@@ -25,7 +25,7 @@ from chexseg_jax.artefacts import whole, write_json
 from chexseg_jax.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.compare import Arm, Comparison, Row, compare, cost, output, plainly, weak_maps
-from experiments.pipeline import open_data
+from experiments.data import open_data
 from experiments.plots import COLOURS, QUIET, save, tidy
 from experiments.report_tables import interval, known, number
 from experiments.settings import Config, preset_of

@@ -12,7 +12,8 @@ from chexseg_jax.models.weights import to_torch
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.classify import load_classifier
 from experiments.chexseg import main
-from experiments.pipeline import Run, open_data
+from experiments.data import open_data
+from experiments.pipeline import Run
 from experiments.settings import PRESETS, read_arguments
 
 TINY = [

@@ -13,6 +13,7 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.scores import Scores
 from chexseg_jax.stages.evaluate import read_counts, write_counts
 from experiments import compare, pipeline, sweep, table
+from experiments.data import Data
 from experiments.settings import PHANTOM
 
 KINDS = len(PATHOLOGIES)
@@ -215,7 +216,7 @@ def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, mo
     monkeypatch.setattr(pipeline, "Records", lambda *_: None)
     monkeypatch.setattr(pipeline, "start_from", lambda *_, **given: None)
     source = SimpleNamespace(fingerprint="x")
-    data = pipeline.Data(**dict.fromkeys(pipeline.Data.__dataclass_fields__, source))
+    data = Data(**dict.fromkeys(Data.__dataclass_fields__, source))
     config = replace(PHANTOM, workdir=tmp_path)
 
     def run(**changes):

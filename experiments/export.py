@@ -1,0 +1,86 @@
+"""A trained network, ready to hand on: `python -m experiments.export --run runs --out segmenter`.
+
+Writes a folder with an Orbax checkpoint, the same weights as safetensors under PyTorch's names, the
+whole function as a `jax.export` for CPU, CUDA and TPU, `config.json` and a model card. Use it with
+
+    from chexseg_jax import load_segmenter
+    probabilities = load_segmenter("segmenter")(frames)
+
+or with `python -m experiments.predict`. The folder appears whole or not at all.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from chexseg_jax.descriptions import Kind
+from chexseg_jax.exports import export
+from chexseg_jax.networks import restore
+from chexseg_jax.tables import TableError
+from datasets.errors import DataError
+from experiments.card import card
+from experiments.finished import Finished, find
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exports what a run has trained."""
+
+    run: Path
+    """A work folder, or the folder of one stage in it, such as `runs/evaluate-0123456789ab`."""
+    out: Path
+    """The folder to make."""
+    what: Kind = "segmenter"
+    """The segmenter, the classifier that gave the maps, or IRNet."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights at rest; bfloat16 halves the files and rounds the weights once."""
+
+
+def write(config: Config) -> Finished:
+    """Exports a network; the folder is renamed into place at the end."""
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise DataError(
+            f"{config.out}: already there and not an empty folder; choose another --out"
+        )
+    found = find(config.run, config.what)
+    model = restore(found.folder, found.description.construct)
+    aside = config.out.with_name(f".{config.out.name}.{os.getpid()}.part")
+    aside.mkdir(parents=True)
+    try:
+        stated = found.stated()
+        export(model, found.description, aside, dtype=jnp.dtype(config.dtype), **stated)
+        written: dict[str, Any] = json.loads((aside / "config.json").read_text())
+        (aside / "README.md").write_text(card(written, found.report()))
+        if config.out.exists():
+            config.out.rmdir()
+        aside.rename(config.out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line."""
+    config = tyro.cli(
+        Config, prog="python -m experiments.export", args=arguments, description=__doc__
+    )
+    try:
+        found = write(config)
+    except (DataError, TableError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    size = sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file())
+    print(
+        f"{config.out}: {config.what} of {found.folder}, {size / 1e6:.1f} MB; read README.md in it"
+    )
+
+
+if __name__ == "__main__":
+    main()
