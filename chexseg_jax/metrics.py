@@ -76,6 +76,16 @@ def overlap(masks: Bool[np.ndarray, "h w k"], truths: Shaped[np.ndarray, "h w k"
     return Counts((masks & drawn).sum((0, 1))[None], masks.sum((0, 1))[None], drawn.sum((0, 1)))
 
 
+def iou(
+    masks: Bool[np.ndarray, "b h w k"], truths: Bool[np.ndarray, "b h w k"]
+) -> Float[np.ndarray, "k"]:
+    """Returns the IoU of each pathology, pooled over images as in the paper's tables.
+
+    NaN where neither is drawn in any image.
+    """
+    return ratio((masks & truths).sum((0, 1, 2)), (masks | truths).sum((0, 1, 2)))
+
+
 def ratio(parts: Int[np.ndarray, "*s"], wholes: Int[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
     """Returns parts / wholes; NaN where there is no whole."""
     return np.divide(parts, wholes, out=np.full(wholes.shape, np.nan), where=wholes > 0)
