@@ -7,7 +7,7 @@ dashes of their outlines.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
@@ -198,7 +198,7 @@ def card(example: Example) -> str:
     )
 
 
-def gallery(examples: Sequence[Example]) -> str:
+def gallery(examples: Sequence[Example], sets: Mapping[bool, tuple[str, str]] = SETS) -> str:
     """Returns all examples as HTML, with a switch for every layer, a menu of pathologies, and orders."""
     if not examples:
         return "<p>No examples were kept.</p>"
@@ -222,7 +222,7 @@ def gallery(examples: Sequence[Example]) -> str:
         + "".join(
             f'<section class="set"><h3>{title}</h3><p class="note">{note}</p>'
             f'<div class="cards">{"".join(map(card, some))}</div></section>'
-            for weak, (title, note) in SETS.items()
+            for weak, (title, note) in sets.items()
             if (some := [example for example in examples if example.weak == weak])
         )
     )

@@ -238,7 +238,7 @@ class Run:
                 **asdict(self.config.segment),
                 **self._scalars,
                 "seed": seed,
-                "rho": self.config.rho,
+                "rho": float(self.config.rho),  # 1 and 1.0 are one run
                 "backbone": _described(self.config.encoder_classify),
             },
             {

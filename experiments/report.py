@@ -6,6 +6,7 @@ no request: images lie in it as data, and its security policy forbids the rest.
 
 import json
 import mimetypes
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -141,17 +142,11 @@ def write_report(
         examples: images to show with their masks.
         figures: image files to show, by caption.
     """
-    facts = {
-        name: report.get(key)
-        for name, key in (("preset", "preset"), ("ρ", "rho"), ("seed", "seed"), ("", "created"))
-    }
-    page = Template(Path(__file__).with_name("report.html.template").read_text("utf-8")).substitute(
-        title=escape(str(report.get("title") or "CheXseg")),
+    _write(
+        path,
+        report,
+        _template(),
         subtitle=escape(subtitle(report)),
-        facts=" · ".join(escape(f"{k} {v}".strip()) for k, v in facts.items() if v is not None),
-        banner="Synthetic chests: numbers say nothing about patients. "
-        if report.get("phantom")
-        else "",
         tiles=tiles(report),
         iou=iou_table(report),
         rhos=rho_table(report),
@@ -160,7 +155,39 @@ def write_report(
         images=image_tables(report),
         classifier=classifier_table(report),
         pseudo=pseudo_table(report),
+    )
+
+
+def write_page(path: Path, report: Mapping[str, Any], examples: Sequence[Example]) -> None:
+    """Writes a page of predictions that nothing is known to compare with: no scores, only images.
+
+    Args:
+        path: the page.
+        report: `title`, `subtitle`, the `set` of images (a title and a note), and what made them.
+        examples: images to show with their masks.
+    """
+    page = re.sub("<!--scores-->.*?<!--/scores-->", "", _template(), flags=re.DOTALL)
+    shown = gallery(examples, {False: report["set"]})
+    _write(path, report, page, subtitle=escape(report["subtitle"]), gallery=shown)
+
+
+def _template() -> str:
+    return Path(__file__).with_name("report.html.template").read_text("utf-8")
+
+
+def _write(path: Path, report: Mapping[str, Any], template: str, **parts: str) -> None:
+    facts = {
+        name: report.get(key)
+        for name, key in (("preset", "preset"), ("ρ", "rho"), ("seed", "seed"), ("", "created"))
+    }
+    page = Template(template).substitute(
+        title=escape(str(report.get("title") or "CheXseg")),
+        facts=" · ".join(escape(f"{k} {v}".strip()) for k, v in facts.items() if v is not None),
+        banner="Synthetic chests: numbers say nothing about patients. "
+        if report.get("phantom")
+        else "",
         provenance=provenance(report),
+        **parts,
     )
     with whole(path) as aside:
         aside.write_text(page, "utf-8")

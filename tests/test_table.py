@@ -226,6 +226,8 @@ def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, mo
 
     assert len(run()) == 7
     assert run(segment_seed=config.seed) == []  # the same as none
+    assert len(run(rho=1)) == 2
+    assert run(rho=1.0) == []
     assert run(segment_seed=3) == [("segment", 3), ("evaluate", None)]
     assert run(encoder_start="random") == [("segment", 17), ("evaluate", None)]
     weights = tmp_path / "weights.pth"

@@ -1,0 +1,155 @@
+"""DICOM radiographs as 8-bit grey: computed and digital radiography, one frame, upright, frontal.
+
+Values go through the modality's rescaling, then through the first VOI look-up table or window (PS3.3,
+C.11.2.1), or from least to greatest where the file has neither; MONOCHROME1 is inverted and padding is
+black. What cannot be shown so without guessing is refused by name. Needs the extra `dicom`.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from chexseg_jax.radiographs import Radiograph, RadiographError, Spacing, check_size, scaled
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MODALITIES: Final = ("CR", "DX")
+LATERAL: Final = ("LL", "RL", "LLD", "RLD", "LATERAL")
+UPRIGHT: Final = ["L", "F"]
+"""A frontal chest is shown with the patient's left on the right, and feet at the bottom."""
+
+
+def _pydicom() -> Any:
+    try:
+        import pydicom
+    except ImportError:
+        raise RadiographError(
+            "DICOM files need a package: pip install 'chexseg-jax[dicom]'"
+        ) from None
+    return pydicom
+
+
+def read_dicom(path: Path) -> Radiograph:
+    """Returns the radiograph in a DICOM file.
+
+    Raises:
+        RadiographError: it is damaged, or not a single upright frontal frame of grey values.
+    """
+    pydicom = _pydicom()
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        _check(path, header)
+        dataset = pydicom.dcmread(path)
+        return Radiograph(_shown(dataset)[..., None], spacing_of(header))
+    except RadiographError:
+        raise
+    except Exception as error:  # pydicom and its decoders raise what they like on damaged files
+        syntax = getattr(
+            getattr(locals().get("header"), "file_meta", None), "TransferSyntaxUID", None
+        )
+        stored = f", stored as {syntax.name}" if syntax is not None and syntax.is_compressed else ""
+        raise RadiographError(
+            f"{path}: its pixels cannot be decoded{stored} ({type(error).__name__}: {error!s:.120}); "
+            "convert it to uncompressed DICOM, or leave it out"
+        ) from None
+
+
+def spacing_of(dataset: "Dataset") -> Spacing | None:
+    """Returns the size of pixels: in the patient if the file knows it, else at the detector."""
+    for attribute in ("PixelSpacing", "ImagerPixelSpacing"):
+        found = dataset.get(attribute)
+        if found is not None and len(found) == 2 and min(map(float, found)) > 0:
+            return Spacing(float(found[0]), float(found[1]), attribute)
+    return None
+
+
+def _check(path: Path, dataset: "Dataset") -> None:
+    """Refuses what is no single upright frontal frame of grey values."""
+    orientation = [str(side) for side in dataset.get("PatientOrientation") or []]
+    photometric = dataset.get("PhotometricInterpretation")
+    refusals = {
+        f"its modality is {dataset.get('Modality')}; only CR and DX are read": (
+            dataset.get("Modality") not in MODALITIES
+        ),
+        f"it has {dataset.get('NumberOfFrames')} frames; give single images": (
+            int(dataset.get("NumberOfFrames") or 1) != 1
+        ),
+        f"its pixels are {photometric}; only MONOCHROME1 and MONOCHROME2 are read": (
+            photometric not in ("MONOCHROME1", "MONOCHROME2")
+        ),
+        f"it is rotated or mirrored (Patient Orientation {'/'.join(orientation)}); turn it to L/F": (
+            bool(orientation) and orientation != UPRIGHT
+        ),
+        f"it is a lateral view ({dataset.get('ViewPosition')}); the network knows frontal ones": (
+            dataset.get("ViewPosition") in LATERAL
+        ),
+        "it has no Rows or Columns; leave it out": "Rows" not in dataset
+        or "Columns" not in dataset,
+    }
+    for reason, refused in refusals.items():
+        if refused:
+            raise RadiographError(f"{path}: {reason}")
+    check_size(path, int(dataset.Rows), int(dataset.Columns))
+
+
+def _shown(dataset: "Dataset") -> UInt8[np.ndarray, "h w"]:
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    stored = dataset.pixel_array
+    values = np.asarray(apply_modality_lut(stored, dataset))
+    if dataset.get("VOILUTSequence"):
+        table = dataset.VOILUTSequence[0]
+        bits = int(table.LUTDescriptor[2])
+        grey = _levels(np.asarray(apply_voi(values.astype(stored.dtype), dataset, index=0)), bits)
+    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        grey = _windowed(values.astype(np.float64), dataset)
+    else:
+        grey = scaled(np.where(_padding(stored, dataset), _least(values, stored, dataset), values))
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    return np.where(_padding(stored, dataset), np.uint8(0), grey)
+
+
+def _levels(values: np.ndarray, bits: int) -> UInt8[np.ndarray, "h w"]:
+    return np.rint(values * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+
+
+def _windowed(values: Float[np.ndarray, "h w"], dataset: "Dataset") -> UInt8[np.ndarray, "h w"]:
+    """Returns values through the first window: black below, white above, as its function has it."""
+    from pydicom.multival import MultiValue
+
+    def first(value: Any) -> float:
+        return float(value[0] if isinstance(value, MultiValue) else value)
+
+    centre, width = first(dataset.WindowCenter), first(dataset.WindowWidth)
+    function = str(dataset.get("VOILUTFunction") or "LINEAR")
+    if width < (1 if function == "LINEAR" else 1e-12):
+        raise ValueError(f"a window {width} wide")
+    match function:
+        case "LINEAR":
+            shares = (values - (centre - 0.5)) / max(width - 1, 1e-12) + 0.5
+        case "LINEAR_EXACT":
+            shares = (values - centre) / width + 0.5
+        case "SIGMOID":
+            shares = 1 / (1 + np.exp(-4 * (values - centre) / width))
+        case _:
+            raise ValueError(f"VOI LUT function {function:.20}")
+    return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
+
+
+def _padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """Returns which pixels are padding."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, bool)
+    ends = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit", value))))
+    return (stored >= ends[0]) & (stored <= ends[1])
+
+
+def _least(values: np.ndarray, stored: np.ndarray, dataset: "Dataset") -> float:
+    """Returns the least value that is no padding."""
+    kept = values[~_padding(stored, dataset)]
+    return float(kept.min()) if kept.size else 0.0

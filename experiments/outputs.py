@@ -1,0 +1,91 @@
+"""What a prediction leaves behind: CheXlocalize's JSON, the table of findings, and the page."""
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from chexseg_jax.artefacts import whole
+from chexseg_jax.files import read_radiograph
+from chexseg_jax.masks import decode_rle
+from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.radiographs import RadiographError
+from experiments.drawing import example
+from experiments.found import Task
+from experiments.journal import Journal
+from experiments.overlays import Example
+from experiments.report import write_page
+
+HEADS = ("image_id", "file", "finding", "probability", "mean_probability", "area_pixels")
+SHARES = ("area_share", "area_mm2", "spacing")
+
+
+def write_outputs(
+    out: Path, model: Mapping[str, Any], tasks: Sequence[Task], journal: Journal, shown: int
+) -> int:
+    """Writes the files over all images, one image in memory at a time; returns how many failed."""
+    done = [task for task in tasks if journal.failure(task) is None]
+    with whole(out / "pred_segmentations.json") as aside, aside.open("w") as file:
+        for number, task in enumerate(done):
+            file.write(",\n" if number else "{")
+            file.write(f"{json.dumps(task.image_id)}: {json.dumps(journal.row(task)['rles'])}")
+        file.write("}\n" if done else "{}\n")
+    with whole(out / "findings.csv") as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*HEADS, *SHARES])
+        for task in done:
+            writer.writerows(_findings(task, journal.row(task)))
+    with whole(out / "failed.csv") as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "reason"])
+        writer.writerows([task.path, why] for task in tasks if (why := journal.failure(task)))
+    examples = [found for task in done[:shown] if (found := _example(task, journal.row(task)))]
+    failed = len(tasks) - len(done)
+    write_page(out / "report.html", _report(model, len(done), failed, len(examples)), examples)
+    return failed
+
+
+def _findings(task: Task, row: dict[str, Any]) -> list[list[Any]]:
+    """Returns a row a finding; mm² as the named attribute states the size of pixels."""
+    height, width = row["size"]
+    spacing, rows = row["spacing"], []
+    for k, name in enumerate(PATHOLOGIES):
+        area = row["areas"][k]
+        size = ["", ""]
+        if spacing:
+            square = area * spacing["rows"] * spacing["columns"]
+            size = [f"{square:.1f}", spacing["attribute"]]
+        head = [task.image_id, task.path, name, row["greatest"][k], row["means"][k], area]
+        rows.append([*head, f"{area / (height * width):.6f}", *size])
+    return rows
+
+
+def _example(task: Task, row: dict[str, Any]) -> Example | None:
+    try:
+        radiograph = read_radiograph(task.path)
+    except RadiographError:  # gone since it was predicted
+        return None
+    masks = np.stack([decode_rle(row["rles"][name]) for name in PATHOLOGIES], -1)
+    scores = {name: row["greatest"][k] for k, name in enumerate(PATHOLOGIES) if row["areas"][k]}
+    return example(task.image_id, radiograph, masks, scores)
+
+
+def _report(model: Mapping[str, Any], done: int, failed: int, shown: int) -> dict[str, Any]:
+    settings = {name: model[name] for name in ("trained", "network", "image_size", "thresholds")}
+    return {
+        "title": "CheXseg predictions",
+        "subtitle": f"Ten pathologies drawn on {done:,} X-rays; {failed:,} files were left out.",
+        "set": (
+            f"The first {shown:,} X-rays",
+            "Each number is the finding's greatest probability over pixels, where something is drawn.",
+        ),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": model["versions"],
+        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        "settings": settings,
+    }
