@@ -1,0 +1,157 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from dicoms import write_dicom
+from PIL import Image
+from small_networks import SEGMENTER, SIDE, STATED
+
+from chexseg_jax.exports import export, load_segmenter
+from chexseg_jax.images import letterbox, unletterbox
+from chexseg_jax.masks import decode_rle
+from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.radiographs import RadiographError, read_picture
+from datasets.errors import DataError
+from experiments.evaluate import main as evaluate
+from experiments.found import find_images
+from experiments.predict import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    thresholds = dict.fromkeys(PATHOLOGIES, 0.5) | {"Edema": 0.0, "Cardiomegaly": 1.0}
+    export(SEGMENTER.construct(), SEGMENTER, folder, **STATED | {"thresholds": thresholds})
+    return folder
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A PNG of another shape, a JPEG in CheXpert's place, a DICOM file, and two that are broken."""
+    folder = tmp_path / "images"
+    place = folder / "patient00001" / "study1"
+    place.mkdir(parents=True)
+    Image.fromarray(picture(100, 70)).save(folder / "a.png")
+    Image.fromarray(picture(64, 80, 1)).save(place / "view1_frontal.jpg")
+    write_dicom(folder / "c.dcm", picture(50, 60, 2), ImagerPixelSpacing=[0.5, 2.0])
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:900])
+    (folder / "text.jpg").write_text("no picture")
+    return folder
+
+
+def predict(model, images, out, *flags):
+    with pytest.raises(SystemExit) as ended:
+        main([f"--model={model}", "--images", str(images), f"--out={out}", *flags])
+    return ended.value.code
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+NAMES = ["a", "c", "patient00001_study1_view1_frontal"]
+
+
+def test_every_result_of_a_mixed_folder(model, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(model, images, out, "--maps", "--dicom-seg", "--batch-size=8") == 3
+    masks = json.loads((out / "pred_segmentations.json").read_text())
+    assert list(masks) == NAMES and all(list(some) == list(PATHOLOGIES) for some in masks.values())
+    segmenter, image = load_segmenter(model), picture(100, 70)[..., None]
+    maps = unletterbox(segmenter(letterbox(image, SIDE)[None])[0], 100, 70)
+    for k, name in enumerate(PATHOLOGIES):
+        expected = maps[..., k] > segmenter.thresholds[k]
+        assert (decode_rle(masks["a"][name]) != expected).mean() < 0.001
+    assert (
+        decode_rle(masks["a"]["Edema"]).all() and not decode_rle(masks["a"]["Cardiomegaly"]).any()
+    )
+    found = {(row["image_id"], row["finding"]): row for row in rows(out / "findings.csv")}
+    assert len(found) == 30
+    edema = found["c", "Edema"]
+    assert (edema["area_pixels"], edema["area_share"]) == ("3000", "1.000000")
+    assert (edema["area_mm2"], edema["spacing"]) == ("3000.0", "ImagerPixelSpacing")
+    assert found["a", "Edema"]["area_mm2"] == ""
+    failed = rows(out / "failed.csv")
+    assert sorted(row["file"].rpartition("/")[2] for row in failed) == ["cut.png", "text.jpg"]
+    assert all("no readable JPEG" in row["reason"] for row in failed)
+    assert sorted(path.stem for path in (out / "overlays").iterdir()) == NAMES
+    assert [path.name for path in (out / "dicom-seg").iterdir()] == ["c.dcm"]
+    kept = np.asarray(Image.open(out / "maps" / "a" / "Edema.png"))
+    assert kept.shape == (SIDE, SIDE) and kept.dtype == np.uint16
+    page = (out / "report.html").read_text()
+    assert "3 X-rays; 2 files were left out" in page and "Pooled IoU" not in page
+    assert "2 files were left out" in capsys.readouterr().err
+    evaluate([f"--gt={out / 'pred_segmentations.json'}", "--pred", str(out / "pred_segmentations.json"),
+              f"--out={tmp_path / 'scores'}"])  # fmt: skip
+
+
+def test_a_second_call_does_what_is_missing(model, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(model, images / "a.png", out) == 0
+    overlay = out / "overlays" / "a.png"
+    written = overlay.stat().st_mtime_ns
+    journal = out / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'{"image_id": "c", "fi')  # killed while writing
+    assert predict(model, images, out) == 3
+    assert overlay.stat().st_mtime_ns == written
+    assert list(json.loads((out / "pred_segmentations.json").read_text())) == NAMES
+    first = (out / "pred_segmentations.json").read_bytes()
+    Image.fromarray(picture(64, 64, 9)).save(images / "a.png")
+    assert predict(model, images, out) == 3
+    assert overlay.stat().st_mtime_ns > written
+    assert (out / "pred_segmentations.json").read_bytes() != first
+    assert predict(model, images, out, "--maps") == 2
+    assert "another --out" in capsys.readouterr().err
+
+
+def test_nothing_is_touched_when_nothing_can_start(model, images, tmp_path, capsys):
+    assert predict(tmp_path, images, tmp_path / "out") == 2
+    assert "no export" in capsys.readouterr().err
+    assert predict(model, tmp_path / "nowhere", tmp_path / "out") == 2
+    assert "no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert predict(model, images, images) == 2
+    assert "other files in it" in capsys.readouterr().err
+
+
+def test_two_files_are_never_one_result(tmp_path):
+    for name in ("x/a_b.png", "x/a/b.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="would be called a_b"):
+        find_images([str(tmp_path / "x")])
+    tasks = find_images([str(tmp_path / "x" / "*.png"), str(tmp_path / "x" / "a_b.png")])
+    assert [task.image_id for task in tasks] == ["a_b"]
+    with pytest.raises(DataError, match="no file matches"):
+        find_images([str(tmp_path / "*.bmp")])
+
+
+def test_sixteen_bits_are_scaled_and_colours_made_grey(tmp_path):
+    values = np.array([[1000, 2000], [3000, 3040]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").image[..., 0].tolist() == [[0, 125], [250, 255]]
+    colours = np.full((2, 2, 3), 77, np.uint8)
+    Image.fromarray(colours).save(tmp_path / "b.png")
+    assert read_picture(tmp_path / "b.png").image[..., 0].tolist() == [[77, 77], [77, 77]]
+
+
+def test_bombs_and_turned_pictures_are_refused_before_decoding(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20000, 20000)).save(path)
+    with pytest.raises(RadiographError, match="pixels"):
+        read_picture(path)
+    Image.new("1", (12000, 12000)).save(path)
+    with pytest.raises(RadiographError, match="12000 x 12000 pixels"):
+        read_picture(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(8, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    with pytest.raises(RadiographError, match="rotation"):
+        read_picture(tmp_path / "turned.jpg")
