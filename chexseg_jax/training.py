@@ -5,6 +5,7 @@ mean over the batch, BatchNorm's included, is over the whole of it. (The release
 keeps statistics per device.) The order is: evaluate, save, draw, step, log.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from chexseg_jax.checkpoints import Checkpoints, abstract, fill, part, split
 from chexseg_jax.data import READ, batched
 from chexseg_jax.devices import divided, mesh, replicated
 from chexseg_jax.logs import Log
+from chexseg_jax.stopping import Stopped, patience
 
 Batch = dict[str, Any]
 Logs = dict[str, Float[Array, ""]]
@@ -73,6 +75,7 @@ def fit(
 
     Raises:
         NotFinite: a loss is NaN or infinite; the checkpoints before it are kept.
+        Stopped: a signal asked for it (see `stopping`); the step that was done is saved.
     """
     over = mesh()
     structure, learned, kept = part(model, trained)
@@ -111,7 +114,7 @@ def fit(
         return {"learned": learned, "kept": kept, "optimiser": memory}, logs
 
     dataset = batched(examples, batch_size)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints, patience() as stop:
         start = checkpoints.latest() or 0
         if start:
             targets = abstract(jax.eval_shape(pack, state), replicated(over))
@@ -127,13 +130,19 @@ def fit(
         )
         stream = iter(dataset[start:].to_iter_dataset(READ))
         for step in range(start, steps + 1):
-            if step > start and (step % every == 0 or step == steps):
+            due = step > start and (step % every == 0 or step == steps)
+            if due:
                 log.flush()
                 metrics = evaluate(assemble(state)) if evaluate else {"score": float(step)}
                 log.write(step, metrics)
                 checkpoints.save(step, pack(state), metrics["score"])
             if step == steps:
                 break
+            if stop.asked:
+                log.flush()
+                if step > start and not due:  # it is kept to go on from, never as the best
+                    checkpoints.save(step, pack(state), -math.inf)
+                raise Stopped(stop.asked, f" after step {step} of {name}, which is kept")
             batch = divided(next(stream), over)
             state, logs = advance(state, batch, np.int32(step), context)
             loss = log.add(step + 1, logs)

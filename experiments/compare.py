@@ -5,9 +5,7 @@ and which maps it draws. Everything before it, the classifier and IRNet included
 once with `--seed`; so an interval over seeds says nothing of how another classifier would have done.
 """
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from chexseg_jax.data import BatchError
 from chexseg_jax.metrics import Counts, Interval, averaged_intervals, mean_of
-from chexseg_jax.networks import WeightsError
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.evaluate import read_counts
-from chexseg_jax.tables import TableError
-from chexseg_jax.training import NotFinite
-from datasets.errors import DataError
 from experiments.data import Data
 from experiments.pipeline import Run
 from experiments.settings import Config
@@ -65,15 +58,6 @@ class Comparison:
 
     rows: list[Row]
     stages: list[dict[str, Any]]
-
-
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Ends the program with one sentence for what its user can mend."""
-    try:
-        yield
-    except (DataError, BatchError, WeightsError, TableError, NotFinite, OSError) as error:
-        sys.exit(f"{error}")
 
 
 def weak_maps(config: Config, maps: int | None) -> Config:

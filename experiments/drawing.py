@@ -29,6 +29,7 @@ class Drawing:
 
     out: Path
     thresholds: Float[np.ndarray, "k"]
+    overlays: bool
     maps: bool
     dicom_seg: bool
     fingerprint: str
@@ -45,7 +46,9 @@ def draw(
         masks[..., k] = (
             unletterbox(maps[..., k : k + 1], height, width)[..., 0] > drawing.thresholds[k]
         )
-    _write(drawing.out / "overlays" / f"{task.image_id}.png", overlay(task, radiograph, masks))
+    if drawing.overlays:
+        picture = overlay(task, radiograph, masks)
+        _write(drawing.out / "overlays" / f"{task.image_id}.png", picture)
     if drawing.maps:
         for k, name in enumerate(PATHOLOGIES):
             pixels = Image.fromarray(np.rint(maps[..., k] * 65535).astype(np.uint16))
@@ -96,6 +99,6 @@ def _nearest(have: int, want: int) -> np.ndarray:
 def _write(path: Path, picture: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    picture.save(content, "PNG", compress_level=1)  # four times as fast, a fifth larger
     with whole(path) as aside:
         aside.write_bytes(content.getvalue())

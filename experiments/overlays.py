@@ -125,19 +125,30 @@ def outline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return mask & grown(grown(grown(outside)))[3:-3, 3:-3]
 
 
-def mask_png(mask: Bool[np.ndarray, "h w"], layer: Layer) -> bytes:
-    """Returns a mask as a transparent palette PNG: nothing, fill, line, and a dark rim around it."""
+def strokes(mask: Bool[np.ndarray, "h w"], layer: Layer) -> UInt8[np.ndarray, "h w"]:
+    """Returns what a mask's pixels are: 0 nothing, 1 fill, 2 line, 3 a dark rim around it."""
     rows, columns = np.indices(mask.shape)
     drawn, period = layer.dash
     line = outline(mask) & ((rows + columns) % period < drawn)
     codes = mask.astype(np.uint8)
     codes[grown(mask) & ~mask] = 3
     codes[line] = 2
-    image = Image.fromarray(codes).convert("P")
-    image.putpalette(bytes([0, 0, 0, *layer.colour, *layer.colour, 0, 0, 0]))
+    return codes
+
+
+def paints(layer: Layer) -> UInt8[np.ndarray, "4 4"]:
+    """Returns red, green, blue and opacity of each of `strokes`' codes."""
+    colours = [(0, 0, 0), layer.colour, layer.colour, (0, 0, 0)]
+    alphas = [0, layer.opacity, 255, 110]
+    return np.array([(*c, a) for c, a in zip(colours, alphas, strict=True)], np.uint8)
+
+
+def mask_png(mask: Bool[np.ndarray, "h w"], layer: Layer) -> bytes:
+    """Returns a mask as a transparent palette PNG."""
+    image, table = Image.fromarray(strokes(mask, layer)).convert("P"), paints(layer)
+    image.putpalette(table[:, :3].tobytes())
     file = io.BytesIO()
-    alphas = bytes([0, layer.opacity, 255, 110])
-    image.save(file, "PNG", optimize=True, transparency=alphas, bits=2)
+    image.save(file, "PNG", optimize=True, transparency=table[:, 3].tobytes(), bits=2)
     return file.getvalue()
 
 
@@ -150,12 +161,14 @@ def image_jpeg(image: UInt8[np.ndarray, "h w"]) -> bytes:
 
 def painted(example: Example) -> UInt8[np.ndarray, "h w 3"]:
     """Returns an X-ray with the masks that a page opens with, as one picture."""
-    picture = Image.fromarray(example.image).convert("RGBA")
+    picture = np.repeat(example.image[..., None], 3, -1).astype(np.float32)
     for layer in (layer for layer in LAYERS if layer.shown):
         for k in example.drawn(layer.key):
-            mask = mask_png(example.layers[layer.key][..., k], layer)
-            picture.alpha_composite(Image.open(io.BytesIO(mask)).convert("RGBA"))
-    return np.asarray(picture.convert("RGB"))
+            codes = strokes(example.layers[layer.key][..., k], layer)
+            drawn = np.nonzero(codes)
+            colours = paints(layer)[codes[drawn]].astype(np.float32)
+            picture[drawn] += colours[:, 3:] / 255 * (colours[:, :3] - picture[drawn])
+    return np.rint(picture).astype(np.uint8)
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -52,6 +52,8 @@ class Config:
     """X-rays at once, over all devices of this machine."""
     threads: int = 8
     """X-rays read, and drawn, at once."""
+    overlays: bool = True
+    """Draw every X-ray with its masks: worth most of the time that a small network takes."""
     maps: bool = False
     """Keep probability maps, a 16-bit PNG a finding."""
     dicom_seg: bool = False
@@ -88,7 +90,14 @@ def predict(config: Config, segmenter: Trained, tasks: list[Task], journal: Jour
     """Does every task and notes what came of it, a batch at a time."""
     batch = config.batch_size + -config.batch_size % jax.local_device_count()
     side, thresholds = segmenter.image_size, segmenter.thresholds
-    kept = Drawing(config.out, thresholds, config.maps, config.dicom_seg, journal.fingerprint)
+    kept = Drawing(
+        config.out,
+        thresholds,
+        overlays=config.overlays,
+        maps=config.maps,
+        dicom_seg=config.dicom_seg,
+        fingerprint=journal.fingerprint,
+    )
     bar = tqdm(total=len(tasks), desc="predict", unit=" images")
     # Two pools: were they one, reading ahead could keep drawing from ever being done.
     with ThreadPoolExecutor(config.threads) as readers, ThreadPoolExecutor(config.threads) as pens:
@@ -124,7 +133,8 @@ def run(config: Config) -> int:
     """Predicts what is missing, writes the outputs, and returns the exit code."""
     segmenter = load_segmenter(config.model)
     tasks = find_images(config.images)
-    with Journal(config.out, config.model, maps=config.maps, dicom_seg=config.dicom_seg) as journal:
+    wanted = {"overlays": config.overlays, "maps": config.maps, "dicom_seg": config.dicom_seg}
+    with Journal(config.out, config.model, **wanted) as journal:
         predict(config, segmenter, journal.missing(tasks), journal)
         failed = write_outputs(config.out, segmenter.config, tasks, journal, config.shown)
     print(f"{len(tasks) - failed} of {len(tasks)} X-rays: {config.out / 'report.html'}")

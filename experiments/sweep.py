@@ -19,8 +19,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from chexseg_jax.artefacts import whole, write_json
-from experiments.compare import Arm, Row, compare, cost, output, plainly, weak_maps
+from experiments.compare import Arm, Row, compare, cost, output, weak_maps
 from experiments.data import open_data
+from experiments.endings import ending
 from experiments.plots import QUIET, save, tidy
 from experiments.report_tables import known, number
 from experiments.settings import Config, preset_of
@@ -157,9 +158,9 @@ def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, runs what is missing, and writes the curve."""
-    with plainly():
-        config = read_sweep_arguments(arguments)
-        arms = arms_of(config)
+    config = read_sweep_arguments(arguments)
+    arms = arms_of(config)
+    with ending(config.run.workdir):
         data = open_data(config.run)
         found = compare(list({arm.name: arm for arm in arms.values()}.values()), data, config.seeds)
         if jax.process_index() > 0:

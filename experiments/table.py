@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from chexseg_jax.artefacts import whole, write_json
 from chexseg_jax.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES
-from experiments.compare import Arm, Comparison, Row, compare, cost, output, plainly, weak_maps
+from experiments.compare import Arm, Comparison, Row, compare, cost, output, weak_maps
 from experiments.data import open_data
+from experiments.endings import ending
 from experiments.plots import COLOURS, QUIET, save, tidy
 from experiments.report_tables import interval, known, number
 from experiments.settings import Config, preset_of
@@ -209,9 +210,9 @@ def write(folder: Path, name: str, found: Comparison, config: TableConfig, image
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, runs what is missing, and writes the table."""
-    with plainly():
-        config = read_table_arguments(arguments)
-        arms = arms_of(config)
+    config = read_table_arguments(arguments)
+    arms = arms_of(config)
+    with ending(config.run.workdir):
         data = open_data(config.run)
         found = compare(arms, data, config.seeds)
         if jax.process_index() > 0:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from chexseg_jax.artefacts import Records
-from chexseg_jax.masks import pack_rles
+from chexseg_jax.exports import load, load_segmenter
+from chexseg_jax.images import letterbox, unletterbox
+from chexseg_jax.masks import pack, pack_rles
 from chexseg_jax.models.safetensors import save_safetensors
 from chexseg_jax.models.weights import to_torch
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.classify import load_classifier
 from experiments.chexseg import main
 from experiments.data import open_data
+from experiments.export import main as export
 from experiments.pipeline import Run
 from experiments.settings import PRESETS, read_arguments
 
@@ -132,6 +135,52 @@ def test_pseudo_masks_obey_the_labels(workdir):
                 assert positive or (heart and column == 1)
                 drawn += 1
     assert drawn > 10
+
+
+def test_an_export_predicts_what_the_run_predicted(workdir, tmp_path):
+    run = Run(
+        read_arguments("", arguments(workdir)), open_data(read_arguments("", arguments(workdir)))
+    )
+    export([f"--run={workdir}", f"--out={tmp_path / 'segmenter'}"])
+    segmenter = load_segmenter(tmp_path / "segmenter")
+    (stored,) = workdir.glob("evaluate-*/pred_segmentations.json")
+    predictions = json.loads(stored.read_text())
+    for example in (run.data.test[i] for i in range(3)):
+        height, width = example["image"].shape[:2]
+        maps = segmenter(letterbox(example["image"], segmenter.image_size)[None])[0]
+        drawn = pack(unletterbox(maps, height, width) > segmenter.thresholds)
+        assert (drawn != pack_rles(predictions[example["image_id"]])).mean() < 0.001
+    card = (tmp_path / "segmenter" / "README.md").read_text()
+    assert "Not a medical device" in card and "| train | 72 |" in card
+    assert all(name in card for name in PATHOLOGIES)
+    for kind, stage_name in (("classifier", "classify"), ("irnet", "relate")):
+        export(
+            [f"--run={stage(workdir, stage_name)}", f"--out={tmp_path / kind}", f"--what={kind}"]
+        )
+        assert load(tmp_path / kind, kind).image_size == 64
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--run=stage:classify"], "give the folder of its evaluation"),
+        (["--run=nowhere"], "no finished evaluate stage"),
+        (["--run=workdir", "--out=full"], "not an empty folder"),
+    ],
+)
+def test_an_export_that_cannot_be_is_one_sentence(workdir, tmp_path, capsys, flags, said):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    places = {"stage:classify": stage(workdir, "classify"), "workdir": workdir}
+    places |= {"nowhere": tmp_path, "full": tmp_path / "full"}
+    given = {"--out": tmp_path / "out"} | {
+        flag.partition("=")[0]: places[flag.partition("=")[2]] for flag in flags
+    }
+    with pytest.raises(SystemExit) as ended:
+        export([f"{name}={path}" for name, path in given.items()])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_again_it_skips_and_rho_touches_the_last_two_stages(workdir):

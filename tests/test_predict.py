@@ -106,7 +106,7 @@ def test_a_second_call_does_what_is_missing(model, images, tmp_path, capsys):
     assert predict(model, images, out) == 3
     assert overlay.stat().st_mtime_ns > written
     assert (out / "pred_segmentations.json").read_bytes() != first
-    assert predict(model, images, out, "--maps") == 2
+    assert predict(model, images, out, "--no-overlays") == 2
     assert "another --out" in capsys.readouterr().err
 
 

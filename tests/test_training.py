@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from functools import partial
 
@@ -9,11 +10,12 @@ import optax
 import pytest
 from flax import nnx
 
-from chexseg_jax.checkpoints import restore_model, split
+from chexseg_jax.checkpoints import Checkpoints, restore_model, split
 from chexseg_jax.data import endless
 from chexseg_jax.devices import local_mesh, replicated
 from chexseg_jax.logs import read_log
 from chexseg_jax.models.layers import BatchNorm, Linear
+from chexseg_jax.stopping import SIGNALS, Stopped, stoppable
 from chexseg_jax.training import NotFinite, fit, poly
 
 
@@ -58,7 +60,8 @@ def train(folder, steps=12, **changes):
     )
     # Not Adam: the bias before the norm has a gradient of rounding alone, which Adam would blow up.
     descent = optax.sgd(0.1, momentum=0.5)
-    return fit(Net(), endless(Rows(), 0), objective, descent, **(arguments | changes))
+    given = {"examples": endless(Rows(), 0)} | arguments | changes
+    return fit(Net(), objective=objective, optimiser=descent, **given)
 
 
 def weights(folder):
@@ -100,6 +103,38 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path):
         for name in ("whole", "parts")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 12
+
+
+class Interrupted(Rows):
+    """Rows whose reading sends this process a signal, once."""
+
+    def __init__(self, number, at):
+        self.number, self.left = number, at
+
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("at", [1, 150, 190])
+def test_a_signal_stops_after_a_step_that_is_kept(tmp_path, number, at):
+    train(tmp_path / "whole")
+    with pytest.raises(Stopped) as stopped, stoppable():
+        train(tmp_path / "parts", examples=endless(Interrupted(number, at), 0))
+    assert stopped.value.code == 128 + number
+    done = int(stopped.value.where.split()[2])  # examples are read ahead of the step
+    assert done <= -(-at // 16)
+    if done:
+        with Checkpoints(tmp_path / "parts" / "checkpoints", training=False) as checkpoints:
+            assert checkpoints.latest() == done
+        assert [row["step"] for row in read_log(tmp_path / "parts" / "metrics.jsonl")][-1] == done
+    train(tmp_path / "parts")
+    same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
 
 
 def test_one_device_equals_eight(tmp_path, monkeypatch):

@@ -1,0 +1,53 @@
+"""How a run ends early: in one sentence, with its work kept; and how no other is let into its folder."""
+
+import fcntl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+
+from chexseg_jax.data import BatchError
+from chexseg_jax.networks import WeightsError
+from chexseg_jax.stopping import Stopped, stoppable
+from chexseg_jax.tables import TableError
+from chexseg_jax.training import NotFinite
+from datasets.errors import DataError
+
+ERRORS = (DataError, BatchError, WeightsError, TableError, NotFinite, OSError)
+"""What a user can mend, said in a sentence."""
+
+
+@contextmanager
+def ending(workdir: Path) -> Iterator[None]:
+    """Ends the program kindly: exit code 1 for an error, 143 or 130 for a signal; work is kept."""
+    try:
+        with locked(workdir), stoppable():
+            yield
+    except Stopped as stopped:
+        print(f"\nStopped{stopped.where}. Run the same command to go on.", file=sys.stderr)
+        sys.exit(stopped.code)
+    except ERRORS as error:
+        sys.exit(f"{error}")
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a work folder; the lock dies with the process, however that ends.
+
+    Raises:
+        DataError: another run is at work in it.
+    """
+    if jax.process_index() > 0:  # of a run of several processes the first holds the lock
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{workdir}: another run is at work in it; wait for it, or give another --workdir"
+            ) from None
+        yield

@@ -1,0 +1,63 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chexseg_jax.stopping import Stopped, stoppable
+from datasets.errors import DataError
+from experiments.endings import ending, locked
+
+HOLD = """
+import pathlib, sys, time
+from experiments.endings import ending
+with ending(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that is at work in the folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, holder, capsys):
+    with pytest.raises(DataError, match="another run is at work in it"), locked(tmp_path):
+        pytest.fail("it was let in")
+    with pytest.raises(SystemExit, match="another --workdir"), ending(tmp_path):
+        pytest.fail("it was let in")
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(10)
+    with locked(tmp_path):
+        pass
+
+
+def test_sigterm_ends_a_run_with_143_and_a_word(holder):
+    started = time.monotonic()
+    holder.send_signal(signal.SIGTERM)
+    _, said = holder.communicate(timeout=20)
+    assert holder.returncode == 143 and time.monotonic() - started < 20
+    assert b"Run the same command to go on" in said
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped), stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("error", [DataError("no such row"), OSError(28, "No space", "/a/b")])
+def test_what_a_user_can_mend_is_one_sentence(tmp_path, error):
+    with pytest.raises(SystemExit) as ended, ending(tmp_path):
+        raise error
+    assert str(error) == str(ended.value)
