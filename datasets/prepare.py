@@ -1,8 +1,11 @@
 """Raw folders to prepared data, whole or not at all."""
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +20,9 @@ from datasets.sources import BUILDERS, folder_of
 RAW_PHANTOM: Final = "raw-phantom"
 PHANTOM: Final = "phantom.json"
 """What phantoms were made with; written last, so that it stands for all of them."""
+
+MOMENT: Final = 60.0
+"""Seconds in which a folder that was made is surely held."""
 
 
 def prepare(
@@ -115,15 +121,42 @@ def _made_with(data_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def _sweep(data_dir: Path) -> None:
+    """Deletes what a killed preparation left: a living one holds its folder from the first moment."""
+    for folder in data_dir.glob(".preparing-*"):
+        with suppress(FileNotFoundError):  # somebody else swept it
+            if time.time() - folder.stat().st_mtime < MOMENT:
+                continue
+            held = _hold(folder)
+            if held is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """Locks a folder while this process lives, and returns its descriptor; None if it is held."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 @contextmanager
 def _aside(data_dir: Path) -> Iterator[Path]:
     """Gives a folder on the same disk as `data_dir`, gone afterwards, as are folders made for it."""
     new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     data_dir.mkdir(parents=True, exist_ok=True)
+    _sweep(data_dir)
     folder = Path(tempfile.mkdtemp(prefix=".preparing-", dir=data_dir))
+    held = _hold(folder)
     try:
         yield folder
     finally:
+        if held is not None:
+            os.close(held)
         shutil.rmtree(folder, ignore_errors=True)
         for made in new:
             with suppress(OSError):  # what was made for a success stays

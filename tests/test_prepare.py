@@ -1,4 +1,7 @@
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import grain
@@ -17,9 +20,16 @@ from chexpert_trees import (
 from datasets import shards
 from datasets.__main__ import main
 from datasets.errors import DataError
-from datasets.prepare import prepare, prepare_phantoms
+from datasets.prepare import _aside, prepare, prepare_phantoms
 from datasets.sources import available, open_source
 
+HOLD = """
+import sys, time, pathlib
+from datasets.prepare import _aside
+with _aside(pathlib.Path(sys.argv[1])) as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
 PHANTOMS = {"seed": 5, "train": 6, "valid": 12, "test": 4, "short_side": 64}
 
 
@@ -197,3 +207,19 @@ def test_the_command_makes_phantoms(tmp_path, capsys):
     for wrong in (["--train=-1"], ["--workers=-1"], ["--seed=x"]):
         with pytest.raises(SystemExit):
             main(["phantom", "--data-dir", str(tmp_path / "data"), *wrong])
+
+
+def test_what_a_killed_preparation_left_is_swept(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        left = Path(process.stdout.readline().strip())
+        os.utime(left, (0, 0))
+        with _aside(tmp_path) as mine:
+            assert left.is_dir() and mine != left  # its owner lives
+        process.kill()
+    assert left.is_dir()
+    with _aside(tmp_path) as mine:
+        assert [*tmp_path.glob(".preparing-*")] == [mine]
+    assert not [*tmp_path.glob(".preparing-*")]
