@@ -16,7 +16,7 @@ from chexseg_jax.images import content_slices, letterbox, unletterbox
 from chexseg_jax.masks import encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs import Radiograph
-from experiments.found import Task as Task
+from experiments.found import Task
 from experiments.overlays import Example, painted
 
 SIDE = 512

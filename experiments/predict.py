@@ -32,8 +32,8 @@ from chexseg_jax.files import read_radiograph
 from chexseg_jax.images import letterbox
 from chexseg_jax.radiographs import Radiograph, RadiographError
 from datasets.errors import DataError
-from experiments.drawing import Drawing, Task, draw
-from experiments.found import find_images
+from experiments.drawing import Drawing, draw
+from experiments.found import Task, find_images
 from experiments.journal import Journal
 from experiments.outputs import write_outputs
 
