@@ -65,12 +65,11 @@ class Description:
     def read(cls, stated: Mapping[str, Any]) -> "Description":
         """Returns what `asdict` and JSON made of a description."""
         decoder = stated["decoder"]
-        network = {**stated["network"], "blocks": tuple(stated["network"]["blocks"])}
         pixels = {name: tuple(values) for name, values in stated["normalisation"].items()}
         return cls(
             **{
                 **stated,
-                "network": Network(**network),
+                "network": Network.read(stated["network"]),
                 "normalisation": Normalisation(**pixels),
                 "decoder": decoder and Decoder(decoder["width"], tuple(decoder["rates"])),
             }

@@ -38,7 +38,7 @@ def read_dicom(path: Path) -> Radiograph:
     Raises:
         RadiographError: it is damaged, or not a single upright frontal frame of grey values.
     """
-    pydicom = _pydicom()
+    pydicom, header = _pydicom(), None
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         _check(path, header)
@@ -47,9 +47,7 @@ def read_dicom(path: Path) -> Radiograph:
     except RadiographError:
         raise
     except Exception as error:  # pydicom and its decoders raise what they like on damaged files
-        syntax = getattr(
-            getattr(locals().get("header"), "file_meta", None), "TransferSyntaxUID", None
-        )
+        syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
         stored = f", stored as {syntax.name}" if syntax is not None and syntax.is_compressed else ""
         raise RadiographError(
             f"{path}: its pixels cannot be decoded{stored} ({type(error).__name__}: {error!s:.120}); "
@@ -99,6 +97,7 @@ def _shown(dataset: "Dataset") -> UInt8[np.ndarray, "h w"]:
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     stored = dataset.pixel_array
+    padding = _padding(stored, dataset)
     values = np.asarray(apply_modality_lut(stored, dataset))
     if dataset.get("VOILUTSequence"):
         table = dataset.VOILUTSequence[0]
@@ -107,10 +106,11 @@ def _shown(dataset: "Dataset") -> UInt8[np.ndarray, "h w"]:
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
         grey = _windowed(values.astype(np.float64), dataset)
     else:
-        grey = scaled(np.where(_padding(stored, dataset), _least(values, stored, dataset), values))
+        kept = values[~padding]
+        grey = scaled(np.where(padding, kept.min() if kept.size else 0, values))
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 255 - grey
-    return np.where(_padding(stored, dataset), np.uint8(0), grey)
+    return np.where(padding, np.uint8(0), grey)
 
 
 def _levels(values: np.ndarray, bits: int) -> UInt8[np.ndarray, "h w"]:
@@ -147,9 +147,3 @@ def _padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
         return np.zeros(stored.shape, bool)
     ends = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit", value))))
     return (stored >= ends[0]) & (stored <= ends[1])
-
-
-def _least(values: np.ndarray, stored: np.ndarray, dataset: "Dataset") -> float:
-    """Returns the least value that is no padding."""
-    kept = values[~_padding(stored, dataset)]
-    return float(kept.min()) if kept.size else 0.0

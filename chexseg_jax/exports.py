@@ -3,9 +3,10 @@
 A folder holds `config.json`, which says all that is needed to use the weights; `checkpoint`, an Orbax
 checkpoint of parameters and statistics that restores onto any number of devices; `model.safetensors`,
 the same under PyTorch's names, as smp and torchvision have them; and `function.jax`, a serialised
-`jax.export` of the whole function, 8-bit frames in, probabilities out, that runs with JAX alone:
+`jax.export` of the whole function, 8-bit frames in, probabilities out, that needs only the packages jax
+and flatbuffers:
 
-    function = jax.export.deserialize(pathlib.Path("function.jax").read_bytearray())
+    function = jax.export.deserialize(bytearray(pathlib.Path("function.jax").read_bytes()))
     probabilities = function.call(frames)
 """
 

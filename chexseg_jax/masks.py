@@ -123,8 +123,11 @@ def decode_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
     Raises:
         MaskError: as `runs_of`.
     """
-    height, width = size_of(rle)
-    runs = runs_of(rle)
+    return fill_runs(runs_of(rle), *size_of(rle))
+
+
+def fill_runs(runs: Int64[np.ndarray, "r"], height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    """Returns the mask of run lengths that fill (height, width), as `runs_of` has checked."""
     values = np.arange(runs.size) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
 

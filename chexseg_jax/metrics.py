@@ -6,7 +6,7 @@ number an image at native size, then the mean. Counts are 64-bit integers on the
 would lose pixels after 2^24.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -141,21 +141,6 @@ def nan_mean(values: Float[np.ndarray, "*s n k"]) -> Float[np.ndarray, "*s k"]:
     return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
 
 
-def resample(
-    values: Shaped[np.ndarray, "n *s"],
-    statistic: Callable[[Shaped[np.ndarray, "n *s"]], Float[np.ndarray, "k"]],
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> Float[np.ndarray, "r k"]:
-    """Returns a statistic of images drawn with replacement, all pathologies together.
-
-    The draws are CheXlocalize's: NumPy's legacy generator, `choice(n, n)` a replicate.
-    """
-    rows = draws(len(values), replicates=replicates, seed=seed)
-    return np.stack([statistic(values[images]) for images in rows])
-
-
 def draws(n: int, *, replicates: int = 1000, seed: int = 0) -> Int[np.ndarray, "r n"]:
     """Returns which of n images each replicate draws, with replacement, as CheXlocalize draws them."""
     generator = np.random.RandomState(seed)
@@ -211,7 +196,13 @@ def interval(replicates: Float[np.ndarray, "r"], n: int) -> Interval:
 
 def per_image_intervals(values: Float[np.ndarray, "n k"], *, seed: int = 0) -> list[Interval]:
     """Returns the interval of each column of per-image values."""
-    replicates = bootstrap_means(values, seed=seed)
+    return intervals_of(values, bootstrap_means(values, seed=seed))
+
+
+def intervals_of(
+    values: Float[np.ndarray, "n k"], replicates: Float[np.ndarray, "r k"]
+) -> list[Interval]:
+    """Returns the interval of each column of per-image values, whose bootstrap is known."""
     counts = (~np.isnan(values)).sum(0)
     return [interval(replicates[:, k], int(n)) for k, n in enumerate(counts)]
 

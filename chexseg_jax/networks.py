@@ -1,6 +1,6 @@
 """Which backbone: a description that a stage's settings hold, and the network it describes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -35,6 +35,11 @@ class Network:
     growth: int = 32  # channels a layer adds (DenseNet)
     width: int = 64  # channels of the stem
     bottleneck: bool = False  # three convolutions a block instead of two (ResNet)
+
+    @classmethod
+    def read(cls, stated: Mapping[str, Any]) -> "Network":
+        """Returns what `asdict` and JSON made of a network."""
+        return cls(**{**stated, "blocks": tuple(stated["blocks"])})
 
 
 DENSENET121: Final = Network()

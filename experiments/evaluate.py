@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from chexseg_jax.metrics import Interval, bootstrap_means, interval
+from chexseg_jax.metrics import Interval, bootstrap_means, intervals_of
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.tables import ORDER, write_bootstrap, write_per_image, write_summary
 from datasets.errors import DataError
@@ -94,8 +94,7 @@ class Scores:
 
     def intervals(self) -> list[Interval]:
         """Returns the interval of each pathology."""
-        counts = (~np.isnan(self.values)).sum(0)
-        return [interval(self.replicates[:, k], int(n)) for k, n in enumerate(counts)]
+        return intervals_of(self.values, self.replicates)
 
     def files(self, prefix: str, metric: str) -> Files:
         """Returns CheXlocalize's three tables."""

@@ -23,7 +23,6 @@ import tyro
 from chexseg_jax.descriptions import Kind
 from chexseg_jax.exports import export
 from chexseg_jax.networks import restore
-from chexseg_jax.tables import TableError
 from datasets.errors import DataError
 from experiments.card import card
 from experiments.finished import Finished, find
@@ -73,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         found = write(config)
-    except (DataError, TableError, OSError) as error:
+    except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     size = sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file())

@@ -44,9 +44,8 @@ class Finished:
         if backbone is None:  # an IRNet that came with a ResNet-50 of its own
             network, outputs, stride = RESNET50, 1000, 16
         else:
-            fields = {**backbone["network"], "blocks": tuple(backbone["network"]["blocks"])}
             classes = 3 if "3-class" in policies_of(backbone["policy"]) else 1
-            network, outputs = Network(**fields), classes * len(OBSERVATIONS)
+            network, outputs = Network.read(backbone["network"]), classes * len(OBSERVATIONS)
             stride = 16 if self.kind == "segmenter" else backbone["output_stride"]
         decoder = None
         if self.kind == "segmenter":

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import jax
 import numpy as np
 import tyro
 from jaxtyping import Float, UInt8
@@ -88,8 +87,7 @@ def ahead(
 
 def predict(config: Config, segmenter: Trained, tasks: list[Task], journal: Journal) -> None:
     """Does every task and notes what came of it, a batch at a time."""
-    batch = config.batch_size + -config.batch_size % jax.local_device_count()
-    side, thresholds = segmenter.image_size, segmenter.thresholds
+    batch, side, thresholds = config.batch_size, segmenter.image_size, segmenter.thresholds
     kept = Drawing(
         config.out,
         thresholds,

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from tqdm import tqdm
 
 from chexseg_jax.images import content_size, content_slices, resize
-from chexseg_jax.masks import MaskError, area, decode_rle, is_drawn, runs_of, shared_area, size_of
+from chexseg_jax.masks import MaskError, area, fill_runs, is_drawn, runs_of, shared_area, size_of
 from chexseg_jax.metrics import Counts, overlap, ratio, stack
 from chexseg_jax.pathologies import PATHOLOGIES, canonical
 from datasets.errors import DataError
@@ -112,7 +112,7 @@ class Drawings:
         where = content_slices(height, width, side)
         for k, runs in enumerate(self.runs(image_id)):
             if runs.size > 1:
-                mask = decode_rle(self.images[image_id][PATHOLOGIES[k]])
+                mask = fill_runs(runs, height, width)
                 grey = np.ascontiguousarray(mask).view(np.uint8) * np.uint8(255)
                 framed[(*where, k)] = resize(grey, *content_size(height, width, side)) >= 128
         return framed

@@ -22,7 +22,7 @@ from chexseg_jax.data import Source, framed, once
 from chexseg_jax.gates import Gates, best_gates
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
-from chexseg_jax.inference import Cams, Logits, Probabilities, infer
+from chexseg_jax.inference import Cams, Findings, Probabilities, infer
 from chexseg_jax.masks import pack, unpack
 from chexseg_jax.metrics import (
     Counts,
@@ -91,10 +91,10 @@ def methods(
 
 def confidence_of(classifier: Any, normalise: Normalisation) -> Confidence:
     """Returns what gives the classifier's probability of each pathology."""
-    logits = infer(Logits(normalise), classifier)
+    findings = infer(Findings(normalise), classifier)
 
     def confidence(images: UInt8[np.ndarray, "b s s 1"]) -> Float[np.ndarray, "b k"]:
-        return 1 / (1 + np.exp(-logits(images)[:, OBSERVATION_OF_PATHOLOGY]))
+        return findings(images)[:, OBSERVATION_OF_PATHOLOGY]
 
     return confidence
 
