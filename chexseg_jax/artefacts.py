@@ -4,6 +4,7 @@ A folder `<workdir>/<stage>-<fingerprint>` whose manifest exists is finished and
 shard that exists is whole. So a run that was stopped anywhere goes on by doing what is missing.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -55,6 +56,12 @@ def write_json(path: Path, content: Any) -> None:
     """Writes JSON whole; not-a-number becomes null, which JSON can say."""
     with whole(path) as aside:
         aside.write_text(json.dumps(_plain(content), indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes rows of cells whole, as they come."""
+    with whole(path) as aside, aside.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _plain(content: Any) -> Any:

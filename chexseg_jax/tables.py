@@ -2,15 +2,15 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Float
 
-from chexseg_jax.artefacts import whole
+from chexseg_jax.artefacts import whole, write_csv
 from chexseg_jax.gates import Gates
-from chexseg_jax.masks import rles_of
 from chexseg_jax.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES, canonical
 
@@ -22,12 +22,13 @@ class TableError(ValueError):
     """A file that is not the table it should be."""
 
 
-def write_predictions(path: Path, images: Iterable[tuple[str, UInt16[np.ndarray, "h w"]]]) -> None:
+def write_predictions(path: Path, images: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     """Writes {image id: {pathology: run lengths}} at native size, an image at a time."""
     with whole(path) as aside, aside.open("w") as file:
-        for number, (image_id, bits) in enumerate(images):
-            file.write(",\n" if number else "{")
-            file.write(f"{json.dumps(image_id)}: {json.dumps(rles_of(bits))}")
+        file.write("{")
+        for number, (image_id, rles) in enumerate(images):
+            file.write(",\n" if number else "")
+            file.write(f"{json.dumps(image_id)}: {json.dumps(rles)}")
         file.write("}\n")
 
 
@@ -43,49 +44,39 @@ def write_per_image(
     With `whole_numbers`, as hits are, a column without blanks has no decimals, as pandas has it.
     """
     bare = whole_numbers & ~np.isnan(values).any(0)
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([PATHOLOGIES[k] for k in ORDER] + ["img_id"])
-        for image_id, row in zip(image_ids, values, strict=True):
-            cells = [str(int(row[k])) if bare[k] else _cell(row[k]) for k in ORDER]
-            writer.writerow([*cells, image_id])
+    rows = [[PATHOLOGIES[k] for k in ORDER] + ["img_id"]]
+    for image_id, row in zip(image_ids, values, strict=True):
+        cells = [str(int(row[k])) if bare[k] else _cell(row[k]) for k in ORDER]
+        rows.append([*cells, image_id])
+    write_csv(path, rows)
 
 
 def write_bootstrap(path: Path, replicates: Float[np.ndarray, "r k"]) -> None:
     """Writes `iou_bootstrap_results_per_cxr.csv`: a row a replicate, columns in the order of masks."""
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(PATHOLOGIES)
-        writer.writerows([_cell(value) for value in row] for row in replicates)
+    write_csv(path, [PATHOLOGIES, *([_cell(value) for value in row] for row in replicates)])
 
 
 def write_summary(path: Path, intervals: Sequence[Interval]) -> None:
     """Writes `iou_summary_results.csv`: name, lower, mean, upper, to three decimals."""
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["name", "lower", "mean", "upper"])
-        for k in ORDER:
-            row = intervals[k]
-            # NumPy's rounding, as CheXlocalize's: Python's differs where the fourth digit is a 5.
-            numbers = np.round([row.lower, row.mean, row.upper], 3).tolist()
-            writer.writerow([PATHOLOGIES[k], *("" if n != n else n for n in numbers)])
+    rows: list[list[Any]] = [["name", "lower", "mean", "upper"]]
+    for k in ORDER:
+        row = intervals[k]
+        # NumPy's rounding, as CheXlocalize's: Python's differs where the fourth digit is a 5.
+        numbers = np.round([row.lower, row.mean, row.upper], 3)
+        rows.append([PATHOLOGIES[k], *map(_cell, numbers)])
+    write_csv(path, rows)
 
 
 def write_thresholds(path: Path, thresholds: Float[np.ndarray, "k"]) -> None:
     """Writes thresholds as CheXlocalize's `tuning_results.csv` has them: threshold, task."""
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["threshold", "task"])
-        writer.writerows([_cell(thresholds[k]), PATHOLOGIES[k]] for k in ORDER)
+    rows = [[_cell(thresholds[k]), PATHOLOGIES[k]] for k in ORDER]
+    write_csv(path, [["threshold", "task"], *rows])
 
 
 def write_gates(path: Path, gates: Gates) -> None:
     """Writes `gates.csv` as CheXlocalize does: `prob_threshold,mIoU,task`, by name."""
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["prob_threshold", "mIoU", "task"])
-        for k in ORDER:
-            writer.writerow([_cell(gates.cutoffs[k]), _cell(gates.ious[k]), PATHOLOGIES[k]])
+    rows = [[_cell(gates.cutoffs[k]), _cell(gates.ious[k]), PATHOLOGIES[k]] for k in ORDER]
+    write_csv(path, [["prob_threshold", "mIoU", "task"], *rows])
 
 
 def read_thresholds(path: Path) -> Float[np.ndarray, "k"]:

@@ -1,28 +1,30 @@
 """What a prediction leaves behind: CheXlocalize's JSON, the table of findings, and the page."""
 
-import csv
-import json
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from chexseg_jax.artefacts import whole
+from chexseg_jax.artefacts import write_csv
 from chexseg_jax.files import read_radiograph
 from chexseg_jax.masks import decode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs import RadiographError
+from chexseg_jax.tables import write_predictions
 from experiments.drawing import example
 from experiments.found import Task
 from experiments.journal import Journal
 from experiments.overlays import Example
 from experiments.report import write_page
 
-HEADS = ("image_id", "file", "finding", "probability", "mean_probability", "area_pixels")
-SHARES = ("area_share", "area_mm2", "spacing")
+HEADS = (
+    *("image_id", "file", "finding", "probability", "mean_probability"),
+    *("area_pixels", "area_share", "area_mm2", "spacing"),
+)
 
 
 def write_outputs(
@@ -30,20 +32,12 @@ def write_outputs(
 ) -> int:
     """Writes the files over all images, one image in memory at a time; returns how many failed."""
     done = [task for task in tasks if journal.failure(task) is None]
-    with whole(out / "pred_segmentations.json") as aside, aside.open("w") as file:
-        for number, task in enumerate(done):
-            file.write(",\n" if number else "{")
-            file.write(f"{json.dumps(task.image_id)}: {json.dumps(journal.row(task)['rles'])}")
-        file.write("}\n" if done else "{}\n")
-    with whole(out / "findings.csv") as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*HEADS, *SHARES])
-        for task in done:
-            writer.writerows(_findings(task, journal.row(task)))
-    with whole(out / "failed.csv") as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "reason"])
-        writer.writerows([task.path, why] for task in tasks if (why := journal.failure(task)))
+    predictions = ((task.image_id, journal.row(task)["rles"]) for task in done)
+    write_predictions(out / "pred_segmentations.json", predictions)
+    findings = (row for task in done for row in _findings(task, journal.row(task)))
+    write_csv(out / "findings.csv", chain([HEADS], findings))
+    failures = [[task.path, why] for task in tasks if (why := journal.failure(task))]
+    write_csv(out / "failed.csv", [["file", "reason"], *failures])
     examples = [found for task in done[:shown] if (found := _example(task, journal.row(task)))]
     failed = len(tasks) - len(done)
     write_page(out / "report.html", _report(model, len(done), failed, len(examples)), examples)

@@ -5,7 +5,6 @@ where the reader scores zero in a replicate, which makes it minus infinity. The 
 interval, which a misspelt column drops there.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from chexseg_jax.artefacts import whole
+from chexseg_jax.artefacts import write_csv
 from chexseg_jax.metrics import (
     Counts,
     bootstrap_pooled,
@@ -116,10 +115,7 @@ def write_gap(path: Path, found: Gap) -> None:
 
 
 def _write(path: Path, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heads)
-        writer.writerows([_plain(cell) for cell in row] for row in rows)
+    write_csv(path, [heads, *([_plain(cell) for cell in row] for row in rows)])
 
 
 def _plain(cell: object) -> object:

@@ -6,19 +6,18 @@ seeds. Beside it is the paper's own curve, on CheXlocalize. Writes `sweep.csv`, 
 `sweep.png` to `<workdir>/sweep`.
 """
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from chexseg_jax.artefacts import whole, write_json
+from chexseg_jax.artefacts import write_csv, write_json
 from experiments.compare import Arm, Row, compare, cost, output, weak_maps
 from experiments.data import open_data
 from experiments.endings import ending
@@ -98,21 +97,20 @@ def _name(kind: Kind, rho: float) -> str:
     return "rho 1" if rho == 1 else f"rho {rho:g} ({NAMES[kind]})"
 
 
-def write_csv(path: Path, points: Mapping[tuple[Kind, float], Row], seeds: Sequence[int]) -> None:
+def write_rows(path: Path, points: Mapping[tuple[Kind, float], Row], seeds: Sequence[int]) -> None:
     """Writes a row a point: the mean, both intervals, each seed, the difference and the paper's."""
     head = ["pseudo", "rho", "mean", "seeds_lower", "seeds_upper", "images_lower", "images_upper"]
     head += [f"seed_{seed}" for seed in seeds]
     head += ["difference", "difference_lower", "difference_upper", "paper"]
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for (kind, rho), row in points.items():
-            less = row.difference
-            cells = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
-            cells += [row.runs[seed] for seed in seeds]
-            cells += [less.mean, less.lower, less.upper] if less else [float("nan")] * 3
-            cells += [PAPER[kind].get(rho, float("nan"))]
-            writer.writerow([kind, rho, *(value if known(value) else "" for value in cells)])
+    lines: list[list[Any]] = [head]
+    for (kind, rho), row in points.items():
+        less = row.difference
+        cells = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
+        cells += [row.runs[seed] for seed in seeds]
+        cells += [less.mean, less.lower, less.upper] if less else [float("nan")] * 3
+        cells += [PAPER[kind].get(rho, float("nan"))]
+        lines.append([kind, rho, *(value if known(value) else "" for value in cells)])
+    write_csv(path, lines)
 
 
 def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> None:
@@ -171,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
         synthetic = config.run.data_dir is None
         shown = "synthetic chests" if synthetic else "CheXpert and CheXlocalize"
         title = f"{shown}: {len(data.test)} test images, {len(config.seeds)} seeds"
-        write_csv(folder / "sweep.csv", points, config.seeds)
+        write_rows(folder / "sweep.csv", points, config.seeds)
         write_json(
             folder / "sweep.json",
             {

@@ -9,7 +9,6 @@ of 1,000 bootstrap resamples, the same ones on both sides of a difference. Write
 `table.json` and `table.png` (`inits.*` with `--inits`) to `<workdir>/table`.
 """
 
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from chexseg_jax.artefacts import whole, write_json
+from chexseg_jax.artefacts import write_csv, write_json
 from chexseg_jax.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.compare import Arm, Comparison, Row, compare, cost, output, weak_maps
@@ -105,22 +104,21 @@ def arms_of(config: TableConfig) -> list[Arm]:
     ]
 
 
-def write_csv(path: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
+def write_rows(path: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
     """Writes a row an arm: means, both intervals, each seed, the difference, and IoU by pathology."""
     head = ["name", "mean", "seeds_lower", "seeds_upper", "images_lower", "images_upper"]
     head += [f"seed_{seed}" for seed in seeds]
     head += ["reference", "difference", "difference_lower", "difference_upper", *PATHOLOGIES]
-    with whole(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for row in rows:
-            less = row.difference
-            cells: list[Any] = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
-            cells += [row.runs.get(seed) for seed in seeds]
-            cells += [row.reference]
-            cells += [less.mean, less.lower, less.upper] if less else [None] * 3
-            cells += [row.pathologies[name].mean for name in PATHOLOGIES]
-            writer.writerow([row.name, *("" if v is None or v != v else v for v in cells)])
+    lines = [head]
+    for row in rows:
+        less = row.difference
+        cells: list[Any] = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
+        cells += [row.runs.get(seed) for seed in seeds]
+        cells += [row.reference]
+        cells += [less.mean, less.lower, less.upper] if less else [None] * 3
+        cells += [row.pathologies[name].mean for name in PATHOLOGIES]
+        lines.append([row.name, *("" if v is None or v != v else v for v in cells)])
+    write_csv(path, lines)
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -188,7 +186,7 @@ def write(folder: Path, name: str, found: Comparison, config: TableConfig, image
     run = config.run
     synthetic = "synthetic chests" if run.data_dir is None else "CheXpert and CheXlocalize"
     title = f"{synthetic}: {images} test images, {len(config.seeds)} seeds"
-    write_csv(folder / f"{name}.csv", found.rows, config.seeds)
+    write_rows(folder / f"{name}.csv", found.rows, config.seeds)
     write_json(
         folder / f"{name}.json",
         {

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8, UInt16
+from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from chexseg_jax.artefacts import Folder, whole, write_json, write_records
@@ -23,7 +23,7 @@ from chexseg_jax.gates import Gates, best_gates
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
 from chexseg_jax.inference import Cams, Findings, Probabilities, infer
-from chexseg_jax.masks import pack, unpack
+from chexseg_jax.masks import pack, rles_of, unpack
 from chexseg_jax.metrics import (
     Counts,
     best_thresholds,
@@ -169,7 +169,7 @@ def run(
         compared["run"] = gated(compared["run"], confidence, gates)
     scores: list[Scores] = []
 
-    def scored() -> Iterator[tuple[str, UInt16[np.ndarray, "h w"]]]:
+    def scored() -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Gives each image's prediction as it is scored, so that no more than a batch is held."""
         bar = tqdm(total=len(test), desc="evaluate", unit=" images")
         with ThreadPoolExecutor(config.threads) as pool:
@@ -182,7 +182,7 @@ def run(
                 ]
                 for job in jobs:
                     found = job.result()
-                    yield found.image_id, found.prediction
+                    yield found.image_id, rles_of(found.prediction)
                     scores.append(replace(found, prediction=np.zeros((0, 0), np.uint16)))
                     bar.update()
         bar.close()
