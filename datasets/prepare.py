@@ -1,8 +1,6 @@
 """Raw folders to prepared data, whole or not at all."""
 
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -14,12 +12,16 @@ from typing import Any, Final
 import tensorflow_datasets as tfds
 
 from datasets.errors import DataError
+from datasets.holding import hold
 from datasets.phantom import write_phantoms
 from datasets.sources import BUILDERS, folder_of
 
 RAW_PHANTOM: Final = "raw-phantom"
 PHANTOM: Final = "phantom.json"
 """What phantoms were made with; written last, so that it stands for all of them."""
+
+HELD: Final = ".held"
+"""The file by which a folder is held."""
 
 MOMENT: Final = 60.0
 """Seconds in which a folder that was made is surely held."""
@@ -127,21 +129,9 @@ def _sweep(data_dir: Path) -> None:
         with suppress(FileNotFoundError):  # somebody else swept it
             if time.time() - folder.stat().st_mtime < MOMENT:
                 continue
-            held = _hold(folder)
-            if held is not None:
+            if (held := hold(folder / HELD)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-                os.close(held)
-
-
-def _hold(folder: Path) -> int | None:
-    """Locks a folder while this process lives, and returns its descriptor; None if it is held."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+                held.close()
 
 
 @contextmanager
@@ -151,12 +141,12 @@ def _aside(data_dir: Path) -> Iterator[Path]:
     data_dir.mkdir(parents=True, exist_ok=True)
     _sweep(data_dir)
     folder = Path(tempfile.mkdtemp(prefix=".preparing-", dir=data_dir))
-    held = _hold(folder)
+    held = hold(folder / HELD)
     try:
         yield folder
     finally:
         if held is not None:
-            os.close(held)
+            held.close()
         shutil.rmtree(folder, ignore_errors=True)
         for made in new:
             with suppress(OSError):  # what was made for a success stays

@@ -60,6 +60,18 @@ class Comparison:
     stages: list[dict[str, Any]]
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Checks that there is a seed, and none twice."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds must be one or more, all different, got {seeds}")
+
+
+def heading(config: Config, images: int, seeds: Sequence[int]) -> str:
+    """Returns what a plot is of, in a line."""
+    shown = "synthetic chests" if config.data_dir is None else "CheXpert and CheXlocalize"
+    return f"{shown}: {images} test images, {len(seeds)} seeds"
+
+
 def weak_maps(config: Config, maps: int | None) -> Config:
     """Returns the settings of a run without expert masks, which may draw from more maps."""
     return replace(config, segment=replace(config.segment, maps=maps)) if maps else config

@@ -16,7 +16,7 @@ from chexseg_jax.masks import encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs import Radiograph
 from experiments.found import Task
-from experiments.overlays import Example, painted
+from experiments.overlays import Example, nearest, painted
 
 SIDE = 512
 """The side of an overlay, pixels."""
@@ -80,19 +80,13 @@ def example(
     image = letterbox(radiograph.image, SIDE)[..., 0]
     framed = np.zeros((SIDE, SIDE, masks.shape[-1]), bool)
     rows, columns = content_slices(masks.shape[0], masks.shape[1], SIDE)
-    y = _nearest(masks.shape[0], rows.stop - rows.start)
-    x = _nearest(masks.shape[1], columns.stop - columns.start)
-    framed[rows, columns] = masks[y][:, x]
+    framed[rows, columns] = nearest(masks, rows.stop - rows.start, columns.stop - columns.start)
     return Example(image_id, image, {"prediction": framed}, scores)
 
 
 def overlay(task: Task, radiograph: Radiograph, masks: Bool[np.ndarray, "h w k"]) -> Image.Image:
     """Returns an X-ray with its masks drawn on it."""
     return Image.fromarray(painted(example(task.image_id, radiograph, masks, {})))
-
-
-def _nearest(have: int, want: int) -> np.ndarray:
-    return np.arange(want) * have // want
 
 
 def _write(path: Path, picture: Image.Image) -> None:

@@ -1,6 +1,5 @@
 """How a run ends early: in one sentence, with its work kept; and how no other is let into its folder."""
 
-import fcntl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from chexseg_jax.stopping import Stopped, stoppable
 from chexseg_jax.tables import TableError
 from chexseg_jax.training import NotFinite
 from datasets.errors import DataError
+from datasets.holding import hold
 
 ERRORS = (DataError, BatchError, WeightsError, TableError, NotFinite, OSError)
 """What a user can mend, said in a sentence."""
@@ -43,11 +43,10 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{workdir}: another run is at work in it; wait for it, or give another --workdir"
-            ) from None
+    held = hold(workdir / ".lock")
+    if held is None:
+        raise DataError(
+            f"{workdir}: another run is at work in it; wait for it, or give another --workdir"
+        )
+    with held:
         yield

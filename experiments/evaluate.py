@@ -12,7 +12,6 @@ and `percentage_decrease.csv`; `--letterbox 320` the paper's IoU, `pooled_iou.cs
 (`--baseline`) the share of the gap to the reader that is closed, `gap.csv`.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +35,7 @@ from experiments.protocol import (
     require_images,
 )
 from experiments.readers import gap, write_decrease, write_gap, write_pooled, write_rates
+from experiments.refusing import refusing
 
 LETTERBOX = 320
 """The side at which the paper pools."""
@@ -181,14 +181,11 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         Config, prog="python -m experiments.evaluate", args=arguments, description=__doc__
     )
-    try:
+    with refusing(DataError, OSError):
         scores, files = evaluate(config)
         config.out.mkdir(parents=True, exist_ok=True)
         for name, write in files.items():
             write(config.out / name)
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     print(table(scores))
     if "gap.csv" in files:
         print((config.out / "gap.csv").read_text().strip())

@@ -12,7 +12,6 @@ or with `python -m experiments.predict`. The folder appears whole or not at all.
 import json
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from chexseg_jax.networks import restore
 from datasets.errors import DataError
 from experiments.card import card
 from experiments.finished import Finished, find
+from experiments.refusing import refusing
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         Config, prog="python -m experiments.export", args=arguments, description=__doc__
     )
-    try:
+    with refusing(DataError, OSError):
         found = write(config)
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     size = sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file())
     print(
         f"{config.out}: {config.what} of {found.folder}, {size / 1e6:.1f} MB; read README.md in it"

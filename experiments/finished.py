@@ -2,10 +2,8 @@
 
 import csv
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +12,7 @@ from chexseg_jax.losses import policies_of
 from chexseg_jax.networks import NORMALISATIONS, RESNET50, Network
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
 from datasets.errors import DataError
+from experiments.versions import versions
 
 STAGE_OF: Final[Mapping[Kind, str]] = {
     "segmenter": "evaluate",
@@ -66,7 +65,7 @@ class Finished:
         manifest = _manifest(self.folder)
         stated: dict[str, Any] = {
             "trained": {name: manifest[name] for name in ("fingerprint", "settings", "inputs")},
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            "versions": versions(PACKAGES),
         }
         if self.kind == "classifier":
             stated |= {"observations": OBSERVATIONS, "auroc": manifest["auroc"]}

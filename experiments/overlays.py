@@ -13,7 +13,7 @@ from html import escape
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
 from chexseg_jax.pathologies import PATHOLOGIES
@@ -111,6 +111,17 @@ class Example:
         """Returns the pathologies that a layer holds at least one pixel of."""
         masks = self.layers.get(key)
         return [] if masks is None else np.flatnonzero(masks.any((0, 1))).tolist()
+
+
+def nearest(
+    masks: Shaped[np.ndarray, "h w k"], height: int, width: int
+) -> Shaped[np.ndarray, "height width k"]:
+    """Returns masks of another size, every pixel the nearest: what is coarse is to look coarse."""
+    rows, columns = (
+        np.arange(want) * have // want
+        for have, want in zip(masks.shape, (height, width), strict=False)
+    )
+    return masks[rows][:, columns]
 
 
 def grown(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

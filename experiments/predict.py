@@ -35,6 +35,7 @@ from experiments.drawing import Drawing, draw
 from experiments.found import Task, find_images
 from experiments.journal import Journal
 from experiments.outputs import write_outputs
+from experiments.refusing import refusing
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         Config, prog="python -m experiments.predict", args=arguments, description=__doc__
     )
-    try:
+    with refusing(DataError, ExportError, OSError):
         code = run(config)
-    except (DataError, ExportError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     sys.exit(code)
 
 

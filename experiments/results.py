@@ -1,12 +1,10 @@
 """What a run ends in: a table in the terminal, report.json, CSVs, plots and a page of overlays."""
 
 import json
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -27,10 +25,11 @@ from chexseg_jax.pseudo import PseudoSource
 from chexseg_jax.scores import pseudo_mask_ious
 from chexseg_jax.stages import evaluate, segment
 from chexseg_jax.stages.evaluate import prior_of
-from experiments.overlays import Example, painted
+from experiments.overlays import Example, nearest, painted
 from experiments.pipeline import Run
 from experiments.plots import plot_iou, plot_rhos, plot_training
 from experiments.report import table, write_report
+from experiments.versions import versions
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 SIDE = 512
@@ -77,7 +76,7 @@ def describe(run: Run) -> dict[str, Any]:
         "pseudo": config.pseudo,
         "phantom": config.data_dir is None,
         "settings": asdict(config),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(PACKAGES),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "data": {
             name: {"fingerprint": source.fingerprint, "images": len(source)}
@@ -153,9 +152,8 @@ def examples(run: Run) -> Sequence[Example]:
 
 
 def enlarged(masks: Shaped[np.ndarray, "h h k"], side: int) -> Bool[np.ndarray, "s s k"]:
-    """Returns masks with every pixel as large as it is: what is coarse is to look coarse."""
-    places = np.arange(side) * len(masks) // side
-    return masks[places][:, places] == 1
+    """Returns where square masks are 1, at the page's size."""
+    return nearest(masks, side, side) == 1
 
 
 def scores_of(ious: Shaped[np.ndarray, "k"]) -> dict[str, float]:

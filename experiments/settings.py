@@ -1,9 +1,10 @@
 """The settings of CheXseg as flags, and the presets that fill them in."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import tyro
 
@@ -146,6 +147,7 @@ PHANTOM = Config(
 )
 """A few minutes on two cores."""
 
+Settings = TypeVar("Settings")
 PRESETS = {"phantom": PHANTOM, "chexpert": CHEXPERT, "paper": PAPER}
 ENCODERS = {"resnet18": RESNET18, "resnet50": RESNET50}
 
@@ -161,13 +163,24 @@ def preset_of(given: list[str]) -> Config:
     return PRESETS.get(name, PHANTOM)
 
 
-def read_arguments(description: str, arguments: list[str] | None = None) -> Config:
-    """Returns the settings: a preset, changed by flags."""
+def read_flags(
+    kind: type[Settings],
+    name: str,
+    default: Callable[[Config], Settings],
+    description: str,
+    arguments: list[str] | None = None,
+) -> Settings:
+    """Returns the settings of a command: those that a preset gives by default, changed by flags."""
     given = sys.argv[1:] if arguments is None else arguments
     return tyro.cli(
-        Config,
-        prog="python -m experiments.chexseg",
-        default=preset_of(given),
+        kind,
+        prog=f"python -m experiments.{name}",
+        default=default(preset_of(given)),
         args=given,
         description=description,
     )
+
+
+def read_arguments(description: str, arguments: list[str] | None = None) -> Config:
+    """Returns the settings of a run."""
+    return read_flags(Config, "chexseg", lambda preset: preset, description, arguments)

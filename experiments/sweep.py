@@ -6,7 +6,6 @@ seeds. Beside it is the paper's own curve, on CheXlocalize. Writes `sweep.csv`, 
 `sweep.png` to `<workdir>/sweep`.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,12 +17,12 @@ import tyro
 from matplotlib.figure import Figure
 
 from chexseg_jax.artefacts import write_csv, write_json
-from experiments.compare import Arm, Row, compare, cost, output, weak_maps
+from experiments.compare import Arm, Row, check_seeds, compare, cost, heading, output, weak_maps
 from experiments.data import open_data
 from experiments.endings import ending
 from experiments.plots import QUIET, save, tidy
 from experiments.report_tables import known, number
-from experiments.settings import Config, preset_of
+from experiments.settings import Config, read_flags
 from experiments.table import signed
 
 Kind = Literal["irnet", "cam"]
@@ -58,22 +57,9 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if not self.rhos or not all(0 <= rho <= 1 for rho in self.rhos):
             raise ValueError(f"--rhos must be one or more, all within [0, 1], got {self.rhos}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds must be one or more, all different, got {self.seeds}")
+        check_seeds(self.seeds)
         if not self.kinds:
             raise ValueError("--kinds must be irnet, cam or both")
-
-
-def read_sweep_arguments(arguments: list[str] | None = None) -> SweepConfig:
-    """Returns the settings: a preset of `experiments.chexseg`, changed by flags."""
-    given = sys.argv[1:] if arguments is None else arguments
-    return tyro.cli(
-        SweepConfig,
-        prog="python -m experiments.sweep",
-        default=SweepConfig(preset_of(given)),
-        args=given,
-        description=__doc__,
-    )
 
 
 def arms_of(config: SweepConfig) -> dict[tuple[Kind, float], Arm]:
@@ -156,7 +142,7 @@ def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, runs what is missing, and writes the curve."""
-    config = read_sweep_arguments(arguments)
+    config = read_flags(SweepConfig, "sweep", SweepConfig, __doc__ or "", arguments)
     arms = arms_of(config)
     with ending(config.run.workdir):
         data = open_data(config.run)
@@ -166,14 +152,11 @@ def main(arguments: list[str] | None = None) -> None:
         rows = {row.name: row for row in found.rows}
         points = {point: rows[arm.name] for point, arm in arms.items()}
         folder = output(config.out, config.run.workdir, "sweep")
-        synthetic = config.run.data_dir is None
-        shown = "synthetic chests" if synthetic else "CheXpert and CheXlocalize"
-        title = f"{shown}: {len(data.test)} test images, {len(config.seeds)} seeds"
         write_rows(folder / "sweep.csv", points, config.seeds)
         write_json(
             folder / "sweep.json",
             {
-                "phantom": synthetic,
+                "phantom": config.run.data_dir is None,
                 "preset": config.run.preset,
                 "seed": config.run.seed,
                 "seeds": config.seeds,
@@ -186,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "settings": asdict(config.run),
             },
         )
-        plot(folder / "sweep.png", points, title)
+        plot(folder / "sweep.png", points, heading(config.run, len(data.test), config.seeds))
     print(text(points, next(iter(arms.values())).reference))
     print(f"Sweep: {folder / 'sweep'}.csv, .json, .png")
     print(cost(found.stages))

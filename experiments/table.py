@@ -9,7 +9,6 @@ of 1,000 bootstrap resamples, the same ones on both sides of a difference. Write
 `table.json` and `table.png` (`inits.*` with `--inits`) to `<workdir>/table`.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,12 +22,22 @@ from matplotlib.figure import Figure
 from chexseg_jax.artefacts import write_csv, write_json
 from chexseg_jax.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES
-from experiments.compare import Arm, Comparison, Row, compare, cost, output, weak_maps
+from experiments.compare import (
+    Arm,
+    Comparison,
+    Row,
+    check_seeds,
+    compare,
+    cost,
+    heading,
+    output,
+    weak_maps,
+)
 from experiments.data import open_data
 from experiments.endings import ending
 from experiments.plots import COLOURS, QUIET, save, tidy
 from experiments.report_tables import interval, known, number
-from experiments.settings import Config, preset_of
+from experiments.settings import Config, read_flags
 
 
 @dataclass(frozen=True)
@@ -46,22 +55,9 @@ class TableConfig:
     """Where the files go; `<workdir>/table` if not given."""
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds must be one or more, all different, got {self.seeds}")
+        check_seeds(self.seeds)
         if not 0 < self.run.rho < 1:
             raise ValueError(f"--rho is CheXseg's and must lie between 0 and 1, got {self.run.rho}")
-
-
-def read_table_arguments(arguments: list[str] | None = None) -> TableConfig:
-    """Returns the settings: a preset of `experiments.chexseg`, changed by flags."""
-    given = sys.argv[1:] if arguments is None else arguments
-    return tyro.cli(
-        TableConfig,
-        prog="python -m experiments.table",
-        default=TableConfig(preset_of(given)),
-        args=given,
-        description=__doc__,
-    )
 
 
 def starts(inits: Sequence[str]) -> dict[str, Any]:
@@ -184,8 +180,6 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
 def write(folder: Path, name: str, found: Comparison, config: TableConfig, images: int) -> None:
     """Writes the CSV, the JSON and the plot."""
     run = config.run
-    synthetic = "synthetic chests" if run.data_dir is None else "CheXpert and CheXlocalize"
-    title = f"{synthetic}: {images} test images, {len(config.seeds)} seeds"
     write_rows(folder / f"{name}.csv", found.rows, config.seeds)
     write_json(
         folder / f"{name}.json",
@@ -203,12 +197,12 @@ def write(folder: Path, name: str, found: Comparison, config: TableConfig, image
             "settings": asdict(run),
         },
     )
-    plot(folder / f"{name}.png", found.rows, title)
+    plot(folder / f"{name}.png", found.rows, heading(run, images, config.seeds))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, runs what is missing, and writes the table."""
-    config = read_table_arguments(arguments)
+    config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
     arms = arms_of(config)
     with ending(config.run.workdir):
         data = open_data(config.run)
