@@ -152,13 +152,14 @@ class Log:
         self._note(step, metrics)
         self.flush()
 
-    def flush(self) -> None:
-        """Writes what is noted."""
+    def flush(self) -> float:
+        """Writes what is noted, and returns the loss of the last step."""
         self._settle()
         if self._lines and jax.process_index() == 0:
             with self._path.open("a") as file:
                 file.write("".join(line + "\n" for line in self._lines))
         self._lines = []
+        return self._loss
 
     def _settle(self) -> None:
         if self._pending is None:

@@ -32,7 +32,7 @@ Objective = Callable[[Any, Batch, Key[Array, ""], Any], tuple[Float[Array, ""], 
 
 
 class NotFinite(RuntimeError):
-    """The loss of a step is not a number."""
+    """The loss of a step, or what it made of the weights, is not a number."""
 
 
 def poly(rate: float, steps: int, power: float = 0.9) -> optax.Schedule:
@@ -74,7 +74,8 @@ def fit(
         context: what the objective also needs, passed through the compiled step.
 
     Raises:
-        NotFinite: a loss is NaN or infinite; the checkpoints before it are kept.
+        NotFinite: a loss, or a weight that is to be saved, is NaN or infinite; the checkpoints before
+            it are kept.
         Stopped: a signal asked for it (see `stopping`); the step that was done is saved.
     """
     over = mesh()
@@ -113,6 +114,11 @@ def fit(
         learned = optax.apply_updates(state["learned"], updates)
         return {"learned": learned, "kept": kept, "optimiser": memory}, logs
 
+    @jax.jit
+    def sound(state: Any) -> Array:
+        leaves = [v for v in jax.tree.leaves(state) if jnp.issubdtype(v.dtype, jnp.inexact)]
+        return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
     dataset = batched(examples, batch_size)
     with Checkpoints(folder / "checkpoints") as checkpoints, patience() as stop:
         start = checkpoints.latest() or 0
@@ -128,29 +134,36 @@ def fit(
             unit_scale=True,
             disable=jax.process_index() > 0,
         )
+
+        def check(step: int, loss: float, weights: bool = True) -> None:
+            """Refuses a loss, or weights, that are not finite."""
+            if np.isfinite(loss) and weights:
+                return
+            what = "the weights are not finite" if np.isfinite(loss) else f"the loss is {loss}"
+            raise NotFinite(
+                f"{name}: {what} near step {step}; the checkpoint of step "
+                f"{checkpoints.latest() or 0} is kept. Lower the learning rate and run again"
+            )
+
         stream = iter(dataset[start:].to_iter_dataset(READ))
         for step in range(start, steps + 1):
             due = step > start and (step % every == 0 or step == steps)
             if due:
-                log.flush()
+                check(step, log.flush(), bool(sound(state)))
                 metrics = evaluate(assemble(state)) if evaluate else {"score": float(step)}
                 log.write(step, metrics)
                 checkpoints.save(step, pack(state), metrics["score"])
             if step == steps:
                 break
             if stop.asked:
-                log.flush()
+                check(step, log.flush(), bool(sound(state)))
                 if step > start and not due:  # it is kept to go on from, never as the best
                     checkpoints.save(step, pack(state), -math.inf)
                 raise Stopped(stop.asked, f" after step {step} of {name}, which is kept")
             batch = divided(next(stream), over)
             state, logs = advance(state, batch, np.int32(step), context)
             loss = log.add(step + 1, logs)
-            if not np.isfinite(loss):
-                raise NotFinite(
-                    f"{name}: the loss is {loss} near step {step}; the checkpoint of step "
-                    f"{checkpoints.latest() or 0} is kept. Lower the learning rate and run again"
-                )
+            check(step, loss)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(batch_size)
         log.flush()

@@ -60,8 +60,8 @@ def train(folder, steps=12, **changes):
     )
     # Not Adam: the bias before the norm has a gradient of rounding alone, which Adam would blow up.
     descent = optax.sgd(0.1, momentum=0.5)
-    given = {"examples": endless(Rows(), 0)} | arguments | changes
-    return fit(Net(), objective=objective, optimiser=descent, **given)
+    given = {"examples": endless(Rows(), 0), "objective": objective} | arguments | changes
+    return fit(Net(), optimiser=descent, **given)
 
 
 def weights(folder):
@@ -207,6 +207,35 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
             every=4,
             key=jax.random.key(0),
         )
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+@pytest.mark.parametrize("at", [1, 3, 5, 7, 11])
+def test_nothing_that_is_not_finite_is_ever_kept(tmp_path, part, at):
+    # Steps count from 0 and are saved after 4, 8 and 12: at 3 and 7 the last before, at 11 the last.
+    fault = jax.random.key_data(jax.random.fold_in(jax.random.key(1), at))
+
+    def break_once(model, batch, key, context):
+        loss, logs = objective(model, batch, key, context)
+        bad = (jax.random.key_data(key) == fault).all()
+        if part == "loss":
+            return jnp.where(bad, jnp.nan, loss), logs
+        # The root of nought: its value is finite and its slope is not.
+        nought = 0 * model.last.kernel[...].sum()
+        return loss + jnp.sqrt(jnp.where(bad, nought, 1.0)), logs
+
+    def finite(folder):
+        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights(folder)))
+
+    for _ in range(2):  # the same command again is no way past it
+        with pytest.raises(NotFinite, match=r"near step \d+; the checkpoint of step \d+ is kept"):
+            train(tmp_path, objective=break_once)
+        with Checkpoints(tmp_path / "checkpoints", training=False) as checkpoints:
+            kept = checkpoints.latest()
+        assert kept == (at // 4 * 4 or None)
+        assert kept is None or finite(tmp_path)
+    train(tmp_path)
+    assert finite(tmp_path)
 
 
 def test_a_log_cut_off_in_a_line_is_read_up_to_it(tmp_path):
