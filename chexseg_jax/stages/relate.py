@@ -81,8 +81,9 @@ def run(
         )
 
     def example(_: int, record: Example) -> Example:
-        shown = letterbox(images[int(record["index"])]["image"], size)
-        return {"images": shown, "seeds": record["seeds"]}
+        shown = images[int(record["index"])]
+        framed = letterbox(shown["image"], size)
+        return {"image_id": shown["image_id"], "images": framed, "seeds": record["seeds"]}
 
     def objective(model: Any, batch: Any, key: Any, context: Any) -> Any:
         edges, displacements = model(normalise(batch["images"]), train=True)
