@@ -66,7 +66,9 @@ def random_walk(
         (offset, shifted(plane, 0, 0), shifted(plane, -offset[0], -offset[1]))
         for offset, plane in zip(offsets, alike, strict=True)
     ]
-    degrees = 1 + sum(ahead + behind for _, ahead, behind in pairs)  # the cell itself counts 1
+    degrees = jnp.ones_like(bounds)  # the cell itself counts 1
+    for _, ahead, behind in pairs:
+        degrees += ahead + behind
 
     def drift(flat: Float[Array, "b k h w"]) -> Float[Array, "b k h w"]:
         """Returns T x - x."""
