@@ -1,7 +1,7 @@
 """Holds run lengths against pycocotools: `python -m tests.with_pycocotools.check_masks`.
 
-First compares 10,000 random masks both ways. Then prints medians in milliseconds on masks of 2320 x 2828 with outlines like an organ's, and on noise.
-"""
+First compares 10,000 random masks both ways. Then prints medians in milliseconds on masks of
+2320 x 2828 with outlines like an organ's, and on noise.
 
 import time
 from collections.abc import Callable
