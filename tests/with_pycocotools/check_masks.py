@@ -2,6 +2,7 @@
 
 First compares 10,000 random masks both ways. Then prints medians in milliseconds on masks of
 2320 x 2828 with outlines like an organ's, and on noise.
+"""
 
 import time
 from collections.abc import Callable
