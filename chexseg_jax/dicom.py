@@ -40,6 +40,7 @@ def read_dicom(path: Path) -> Radiograph:
     """
     pydicom, header = _pydicom(), None
     try:
+        _check_kind(path, pydicom.filereader.read_file_meta_info(path))
         header = pydicom.dcmread(path, stop_before_pixels=True)
         _check(path, header)
         dataset = pydicom.dcmread(path)
@@ -62,6 +63,16 @@ def spacing_of(dataset: "Dataset") -> Spacing | None:
         if found is not None and len(found) == 2 and min(map(float, found)) > 0:
             return Spacing(float(found[0]), float(found[1]), attribute)
     return None
+
+
+def _check_kind(path: Path, meta: "Dataset") -> None:
+    """Refuses deflated files, which grow a thousandfold, and DICOMDIRs, which lead elsewhere."""
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise RadiographError(f"{path}: it is deflated DICOM; convert it to uncompressed DICOM")
+    if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise RadiographError(f"{path}: it is a DICOMDIR, no image; give the images themselves")
 
 
 def _check(path: Path, dataset: "Dataset") -> None:

@@ -128,8 +128,13 @@ def decode_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
 
 def fill_runs(runs: Int64[np.ndarray, "r"], height: int, width: int) -> Bool[np.ndarray, "h w"]:
     """Returns the mask of run lengths that fill (height, width), as `runs_of` has checked."""
-    values = np.arange(runs.size) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+    if runs.size > height * width // 64:  # noise: short runs cost more one by one
+        return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
+    pixels = np.zeros(height * width, bool)  # pages that stay empty are never touched
+    ends = np.cumsum(runs).tolist()
+    for start, end in zip(ends[::2], ends[1::2], strict=False):
+        pixels[start:end] = True
+    return pixels.reshape(width, height).T
 
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:

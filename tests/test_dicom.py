@@ -2,7 +2,11 @@ import numpy as np
 import pydicom
 import pytest
 from dicoms import write_dicom
-from pydicom.uid import JPEGLSLossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEGLSLossless,
+    MediaStorageDirectoryStorage,
+)
 
 from chexseg_jax.dicom import read_dicom
 from chexseg_jax.dicomseg import FINDINGS, write_segmentation
@@ -102,6 +106,22 @@ def test_an_unreadable_compression_is_named(tmp_path):
     path = write_dicom(tmp_path / "a", RAMP, bits=12, syntax=JPEGLSLossless)
     with pytest.raises(RadiographError, match="stored as JPEG-LS Lossless"):
         read_radiograph(path)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "uid", "said"),
+    [
+        ("TransferSyntaxUID", DeflatedExplicitVRLittleEndian, "it is deflated DICOM"),
+        ("MediaStorageSOPClassUID", MediaStorageDirectoryStorage, "it is a DICOMDIR"),
+    ],
+)
+def test_what_may_grow_or_lead_elsewhere_is_never_read(tmp_path, attribute, uid, said):
+    path = write_dicom(tmp_path / "a.dcm", np.zeros((4, 4), np.uint8))
+    header = pydicom.dcmread(path)
+    setattr(header.file_meta, attribute, uid)
+    header.save_as(path)
+    with pytest.raises(RadiographError, match=rf"a\.dcm: {said}"):
+        read_dicom(path)
 
 
 @pytest.mark.parametrize("tags", [{}, {"PatientOrientation": None}])

@@ -3,15 +3,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco
+from random_masks import random_mask
 
 from chexseg_jax.masks import (
     MaskError,
+    area,
     decode_rle,
     encode_rle,
     fill_polygons,
     pack,
     pack_rles,
     rles_of,
+    runs_of,
     unpack,
 )
 
@@ -63,6 +67,45 @@ def test_known_counts(mask, counts):
 def test_hostile_masks_are_refused(rle, said):
     with pytest.raises(MaskError, match=said):
         decode_rle(rle)
+
+
+WHOLE = encode_rle(np.eye(8, dtype=bool))["counts"]
+
+
+@pytest.mark.parametrize(
+    ("size", "counts", "said"),
+    [
+        # Half of these make pycocotools 2.0.11 return uninitialised memory, or end the process.
+        ([100, 100], WHOLE, "do not add up"),
+        ([8, 8], "", "empty"),
+        ([8, 8], WHOLE[:-1], "do not add up"),
+        ([10**6, 10**6], WHOLE, "exceeds the limit"),
+        ([65536, 65536], WHOLE, "exceeds the limit"),
+        ([4, 4], WHOLE, "do not add up"),
+        ([8, 8], "\n garbage \x00", "alphabet"),
+        ([0, 0], WHOLE, "positive integers"),
+        ([-8, -8], WHOLE, "positive integers"),
+    ],
+)
+def test_masks_that_end_other_decoders_are_refused(size, counts, said):
+    with pytest.raises(MaskError, match=said):
+        decode_rle({"size": size, "counts": counts})
+    np.testing.assert_array_equal(
+        decode_rle({"size": [8, 8], "counts": WHOLE}), np.eye(8, dtype=bool)
+    )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools' own
+def test_random_masks_are_pycocotools_own():
+    rng = np.random.default_rng(0)
+    for index in range(1_000):
+        mask = random_mask(rng, index)
+        ours, theirs = encode_rle(mask), coco.encode(np.asfortranarray(mask, np.uint8))
+        assert ours == {"size": theirs["size"], "counts": theirs["counts"].decode()}
+        assert np.array_equal(decode_rle(ours), coco.decode(theirs))
+        assert area(runs_of(ours)) == coco.area(theirs)
 
 
 def test_polygons_include_their_outline():
