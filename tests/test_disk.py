@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_sync_that_fails_leaves_what_was_there(tmp_path, monkeypatch, number):
 
 
 def test_other_errors_are_left_as_they_are(tmp_path):
-    with pytest.raises(ValueError, match="^shape$"), writing(tmp_path):
+    with pytest.raises(ValueError, match=r"^shape$"), writing(tmp_path):
         raise ValueError("shape")
     with pytest.raises(FileNotFoundError), writing(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "No such file", "a")
@@ -72,7 +73,7 @@ def test_a_name_is_synced_with_its_folder(tmp_path, monkeypatch):
     synced, sync = [], os.fsync
 
     def noted(handle):
-        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
         sync(handle)
 
     monkeypatch.setattr(disk.os, "fsync", noted)
