@@ -126,7 +126,7 @@ def torment(
 
 
 def terminate(base: Path, chance: random.Random) -> dict[str, float]:
-    """Sends SIGTERM while a training steps; returns the exit code, its seconds and the steps lost."""
+    """Sends SIGTERM while a training steps; returns the exit code and the seconds to it."""
     folder = base / "terminated"
     pid = life(folder, base)
     while not (folder / "checkpoints").is_dir() or not any((folder / "checkpoints").iterdir()):
