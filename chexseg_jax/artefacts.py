@@ -8,13 +8,12 @@ import csv
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
+from zipfile import BadZipFile
 
 import jax
 import jax.experimental.multihost_utils
@@ -22,6 +21,9 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
+
+from chexseg_jax.disk import Damaged, sweep
+from chexseg_jax.disk import whole as whole
 
 SHARD = 256
 """Examples in a shard."""
@@ -37,19 +39,6 @@ def digest_file(path: Path) -> str:
     """Returns the SHA-256 of a file, for files that a stage reads from outside the run."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; what is there becomes `path` at the end, at once or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -109,6 +98,7 @@ class Folder:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 **results,
             }
+            sweep(self.path, all_hosts=True)
             write_json(self.path / "manifest.json", manifest)
         jax.experimental.multihost_utils.sync_global_devices(f"finished {self.path.name}")
 
@@ -131,6 +121,7 @@ def open_folder(
         (workdir / f"{stage}-{fingerprint}").absolute(), stage, fingerprint, plain, dict(inputs)
     )
     folder.path.mkdir(parents=True, exist_ok=True)
+    sweep(folder.path)
     return folder
 
 
@@ -175,8 +166,22 @@ class Records:
     """The examples of all shards of one name in a stage's folder, by index."""
 
     def __init__(self, folder: Folder, name: str) -> None:
-        """Opens the shards; the folder must be finished."""
-        paths = sorted(folder.path.glob(f"{name}-*.arrayrecord"))
+        """Opens the shards; the folder must be finished.
+
+        Raises:
+            Damaged: a shard is gone or cut short.
+        """
+        found = sorted(folder.path.glob(f"{name}-*.arrayrecord"))
+        count = int(found[0].stem.rpartition("-")[2]) if found else 1
+        paths = [shard_path(folder.path, name, i, count, "arrayrecord") for i in range(count)]
+        for path in paths:
+            if not path.exists():
+                raise Damaged.at(path, "gone")
+            try:  # each by itself, to name the one
+                ArrayRecordDataSource([str(path)]).__len__()
+            except (OSError, RuntimeError, ValueError) as error:
+                raise Damaged.at(path, "cut short") from error
+        self._folder, self._name = folder.path, name
         self._source = ArrayRecordDataSource([str(path) for path in paths])
         self.fingerprint = folder.fingerprint
 
@@ -185,5 +190,9 @@ class Records:
 
     def __getitem__(self, index: SupportsIndex, /) -> dict[str, np.ndarray]:
         """Returns one example's arrays."""
-        with np.load(io.BytesIO(self._source[int(index)]), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        try:
+            record = self._source[int(index)]
+            with np.load(io.BytesIO(record), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, RuntimeError, ValueError, BadZipFile) as error:
+            raise Damaged.at(self._folder / f"{self._name}-*.arrayrecord", "damaged") from error

@@ -14,6 +14,8 @@ from flax import nnx
 from jax.sharding import Sharding
 from orbax.checkpoint import checkpoint_managers as managers
 
+from chexseg_jax.disk import writing
+
 ITEMS = ("parameters", "statistics", "optimiser")
 
 
@@ -35,7 +37,11 @@ class Checkpoints:
             create=training,
             cleanup_tmp_directories=training,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
+        self._folder = folder
+        with writing(folder):
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(), options=options, item_names=ITEMS
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -46,7 +52,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        with writing(self._folder):
+            self._manager.close()
 
     def latest(self) -> int | None:
         """Returns the newest step, None if there is none."""
@@ -58,16 +65,22 @@ class Checkpoints:
 
     def best_score(self) -> dict[str, float]:
         """Returns the best step and its score."""
-        self._manager.wait_until_finished()
+        with writing(self._folder):
+            self._manager.wait_until_finished()
         step = self._manager.best_step()
         if step is None:
             raise FileNotFoundError(f"{self._manager.directory} holds no checkpoint")
         return {"best_step": float(step), "score": float(self._manager.metrics(step)["score"])}
 
     def save(self, step: int, items: dict[str, Any], score: float) -> None:
-        """Saves one step with its score, in the background."""
+        """Saves one step with its score, in the background.
+
+        Raises:
+            NotWritten: the disk is full or read-only; of the step before, if it was found out late.
+        """
         saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**saved), metrics={"score": score})
+        with writing(self._folder):
+            self._manager.save(step, args=ocp.args.Composite(**saved), metrics={"score": score})
 
     def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         """Returns the named items of a step, each onto its abstract tree and that tree's shardings."""
@@ -86,7 +99,7 @@ def abstract(tree: Any, sharding: Sharding) -> Any:
 
 def write_tree(folder: Path, tree: Any) -> None:
     """Writes a tree of arrays as an Orbax checkpoint, to be used and not to be trained on."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with writing(folder), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree)
 
 

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from chexseg_jax.disk import whole, writing
+
 Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
 
 
@@ -138,7 +140,8 @@ class Log:
         self._sinks: list[Sink] = []
         if jax.process_index() == 0:
             rows = [row for row in read_log(path) if row["step"] <= start]
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            with whole(path) as aside:
+                aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
             self._sinks = _open_sinks.get()(path.parent, start)
 
     def add(self, step: int, logs: dict[str, Any]) -> float:
@@ -156,7 +159,7 @@ class Log:
         """Writes what is noted, and returns the loss of the last step."""
         self._settle()
         if self._lines and jax.process_index() == 0:
-            with self._path.open("a") as file:
+            with writing(self._path), self._path.open("a") as file:
                 file.write("".join(line + "\n" for line in self._lines))
         self._lines = []
         return self._loss

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from chexseg_jax.artefacts import SHARD, Folder, shard_path, shards, whole
+from chexseg_jax.disk import Damaged
 from chexseg_jax.images import content_size, content_slices
 from chexseg_jax.masks import decode_rle, encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
@@ -75,12 +76,19 @@ class PseudoSource:
     """The pseudo-masks of a finished folder by index; only the places of lines are held in memory."""
 
     def __init__(self, folder: Folder) -> None:
-        """Finds the lines."""
+        """Finds the lines.
+
+        Raises:
+            Damaged: a shard is gone or cut short.
+        """
         self.fingerprint = folder.fingerprint
         self._count = int(folder.manifest["images"])
         parts = len(shards(self._count))
         self._paths = [shard_path(folder.path, "masks", i, parts, "jsonl") for i in range(parts)]
-        self._starts = [_line_starts(path) for path in self._paths]
+        self._starts = [
+            _line_starts(path, len(part))
+            for path, part in zip(self._paths, shards(self._count), strict=True)
+        ]
 
     def __len__(self) -> int:
         return self._count
@@ -94,6 +102,11 @@ class PseudoSource:
         return PseudoMasks(row["image_id"], tuple(row["native"]), row["unknown"], row["rle"])
 
 
-def _line_starts(path: Path) -> Int[np.ndarray, "n"]:
+def _line_starts(path: Path, lines: int) -> Int[np.ndarray, "n"]:
+    if not path.exists():
+        raise Damaged.at(path, "gone")
     content = np.frombuffer(path.read_bytes(), np.uint8)
-    return np.concatenate([[0], np.flatnonzero(content == ord("\n"))[:-1] + 1])
+    ends = np.flatnonzero(content == ord("\n"))
+    if len(ends) != lines or ends[-1] != len(content) - 1:
+        raise Damaged.at(path, "cut short")
+    return np.concatenate([[0], ends[:-1] + 1])

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, file_adapters
 from tqdm import tqdm
 
+from chexseg_jax.disk import writing
 from datasets.errors import DataError
 
 Example = dict[str, Any]
@@ -141,7 +142,8 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder):
                 "image_ids": [image_id for shard in shards for image_id in shard.image_ids],
             }
         self.info.set_splits(tfds.core.splits.SplitDict(infos))
-        (Path(self.data_dir) / MANIFEST).write_text(json.dumps(manifest))
+        with writing(Path(self.data_dir)):
+            (Path(self.data_dir) / MANIFEST).write_text(json.dumps(manifest))
 
 
 def cut(items: Sequence[Item]) -> list[Sequence[Item]]:
@@ -201,7 +203,8 @@ def write_shard(
             yield image_id, encoded.SerializeToString(deterministic=True)
             advance()
 
-    file_adapters.ArrayRecordFileAdapter.write_examples(path, records())
+    with writing(Path(path)):
+        file_adapters.ArrayRecordFileAdapter.write_examples(path, records())
     return Shard(image_ids, digests, Path(path).stat().st_size)
 
 

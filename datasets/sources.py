@@ -28,7 +28,17 @@ class Source:
         self.fingerprint, self.image_ids = fingerprint, image_ids
         # Decoded here by Pillow: TFDS would use OpenCV where it is installed, and pixels would differ.
         skip = {"image": tfds.decode.SkipDecoding()}
-        self._records = tfds.builder_from_directory(folder).as_data_source(split, decoders=skip)
+        self._folder = folder
+        try:
+            self._records = tfds.builder_from_directory(folder).as_data_source(split, decoders=skip)
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
+            raise self._damaged from error
+
+    @property
+    def _damaged(self) -> DataError:
+        return DataError(
+            f"{self._folder}: its records are gone or cut short; remove that folder and prepare it again"
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -38,9 +48,12 @@ class Source:
         at = index.__index__()
         if not 0 <= at < len(self):
             raise IndexError(f"example {at} of {len(self)}")
-        record = self._records[at]
-        with Image.open(io.BytesIO(record["image"]), formats=["JPEG"]) as picture:
-            image = np.array(picture)[..., None]
+        try:
+            record = self._records[at]
+            with Image.open(io.BytesIO(record["image"]), formats=["JPEG"]) as picture:
+                image = np.array(picture)[..., None]
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise self._damaged from error
         example: dict[str, Any] = {
             "image_id": record["image_id"].decode(),
             "image": image,

@@ -1,5 +1,6 @@
 """How a run ends early: in one sentence, with its work kept; and how no other is let into its folder."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ ERRORS = (DataError, BatchError, WeightsError, TableError, NotFinite, OSError)
 @contextmanager
 def ending(workdir: Path) -> Iterator[None]:
     """Ends the program kindly: exit code 1 for an error, 143 or 130 for a signal; work is kept."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
     try:
         with locked(workdir), stoppable():
             yield

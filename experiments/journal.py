@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chexseg_jax.artefacts import digest, digest_file
+from chexseg_jax.disk import writing
 from datasets.errors import DataError
 from experiments.found import Task
 
@@ -70,7 +71,8 @@ class Journal:
         return end
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
+        with writing(self._path):
+            self._file.write(json.dumps(row).encode() + b"\n")
 
     def missing(self, tasks: list[Task]) -> list[Task]:
         """Returns the tasks that are not done, or whose files have changed."""
@@ -91,8 +93,9 @@ class Journal:
 
     def flush(self) -> None:
         """Brings the notes to disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def failure(self, task: Task) -> str | None:
         """Returns why a task failed in this run, if it did."""
