@@ -233,6 +233,11 @@ def batched(dataset: grain.MapDataset, size: int) -> grain.MapDataset:
     return mine.batch(size // jax.process_count(), drop_remainder=True)
 
 
+def image_ids_of(dataset: grain.MapDataset, size: int, step: int) -> list[str]:
+    """Returns the names of the images in one batch, over all processes, of a data set."""
+    return [str(dataset[step * size + row]["image_id"]) for row in range(size)]
+
+
 def _arrays(example: Example) -> Example:
     """Returns what a device can hold of an example: all but its name."""
     return {name: value for name, value in example.items() if name != "image_id"}
