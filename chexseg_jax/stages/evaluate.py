@@ -32,7 +32,7 @@ from chexseg_jax.gates import Gates, best_gates
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
 from chexseg_jax.inference import Cams, Findings, Probabilities, infer
-from chexseg_jax.masks import pack, rles_of, unpack
+from chexseg_jax.masks import pack, unpack
 from chexseg_jax.metrics import (
     Counts,
     best_thresholds,
@@ -42,7 +42,14 @@ from chexseg_jax.metrics import (
     threshold_bins,
 )
 from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, PATHOLOGIES
-from chexseg_jax.scores import Scores, score_image, summarise, write_csvs
+from chexseg_jax.scores import (
+    Scores,
+    record_of,
+    score_image,
+    score_of,
+    summarise,
+    write_csvs,
+)
 from chexseg_jax.tables import (
     read_thresholds,
     write_gates,
@@ -187,38 +194,12 @@ def run(
                     pool.submit(_read_and_score, test, start + i, _row(maps, i), thresholds)
                     for i in range(number)
                 ]
-                found += [_record(job.result()) for job in jobs]
+                found += [record_of(job.result()) for job in jobs]
             write_records(path, found)
     sync_global_devices(f"score {folder.path.name}")
     if jax.process_index() == 0:
         _put_together(config, test, compared, thresholds, gates, size, folder)
     folder.finish(images=len(test))
-
-
-def _record(score: Scores) -> dict[str, np.ndarray]:
-    """Returns one image's scores and its prediction as named arrays."""
-    rles = json.dumps(rles_of(score.prediction))
-    arrays = {"image_id": score.image_id, "annotated": score.annotated, "hit": score.hit}
-    arrays |= {
-        f"ious-{name}-{o}": row for name, rows in score.ious.items() for o, row in rows.items()
-    }
-    for name, counts in score.counts.items():
-        arrays |= {f"counts-{name}-{field}": values for field, values in vars(counts).items()}
-    return {name: np.asarray(value) for name, value in {**arrays, "rles": rles}.items()}
-
-
-def _scores(record: Mapping[str, np.ndarray]) -> Scores:
-    """Returns the scores that `_record` wrote, without the prediction."""
-    names = [n.split("-")[1] for n in record if n.endswith("-intersections")]
-    fields = ("intersections", "predictions", "truths")
-    return Scores(
-        str(record["image_id"]),
-        bool(record["annotated"]),
-        {name: Counts(*(record[f"counts-{name}-{field}"] for field in fields)) for name in names},
-        {name: {o: record[f"ious-{name}-{o}"] for o in (True, False)} for name in names},
-        record["hit"],
-        np.zeros((0, 0), np.uint16),
-    )
 
 
 def _put_together(
@@ -236,7 +217,7 @@ def _put_together(
 
     def scored() -> Iterator[tuple[str, Mapping[str, Any]]]:
         for record in (records[i] for i in range(len(records))):
-            scores.append(_scores(record))
+            scores.append(score_of(record))
             yield scores[-1].image_id, json.loads(str(record["rles"]))
 
     write_predictions(folder.path / "pred_segmentations.json", scored())
