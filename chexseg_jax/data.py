@@ -1,10 +1,10 @@
 """From sources of examples to batches: frames, augmentation, and the mix of expert and pseudo-masks.
 
 A source is a random-access sequence of examples (`Source`). Every pipeline is a Grain `MapDataset`,
-so data is a function of the step: `dataset[step]` is a batch, and resuming needs no iterator state. Each
-process first takes its part of every source, then mixes, then batches; the other order would give one
-process only expert masks. The release draws from tenths, which turns rho = 0.85 into 0.8; here the
-draw is exact for any rho.
+so data is a function of the step: `dataset[step]` is a batch, and resuming needs no iterator state.
+Every process shuffles and mixes alike and reads its own rows of each batch, so a batch is the same
+whatever the number of processes. The release draws from tenths, which turns rho = 0.85 into 0.8; here
+the draw is exact for any rho.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ READ = ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
 
 class BatchError(ValueError):
-    """A batch that cannot be divided over the devices, or a source over the processes."""
+    """A batch that cannot be divided over the devices, or an example source that has none."""
 
 
 @runtime_checkable
@@ -189,11 +189,10 @@ def mix(
 
 
 def endless(source: Source, seed: int, *, strength: float = 0.0) -> grain.MapDataset:
-    """Returns this process's part of a source, shuffled anew every epoch, augmented, without end."""
-    if len(source) < jax.process_count():
-        raise BatchError(f"{len(source)} examples cannot feed {jax.process_count()} processes")
-    mine = slice(jax.process_index(), None, jax.process_count())
-    dataset = grain.MapDataset.source(source)[mine].seed(seed).shuffle().repeat()
+    """Returns a source shuffled anew every epoch, augmented, without end; alike in every process."""
+    if not len(source):
+        raise BatchError(f"{source.fingerprint} holds no examples to train on")
+    dataset = grain.MapDataset.source(source)[:].seed(seed).shuffle().repeat()
     if not strength:
         return dataset
 
@@ -203,20 +202,40 @@ def endless(source: Source, seed: int, *, strength: float = 0.0) -> grain.MapDat
     return dataset.random_map(change)
 
 
+class _Rows:
+    """Which elements this process reads: its rows of every batch of all processes."""
+
+    def __init__(self, elements: int, size: int) -> None:
+        self._batches, self._size = elements // size, size
+        self._share = size // jax.process_count()
+        self._first = jax.process_index() * self._share
+
+    def __len__(self) -> int:
+        return self._batches * self._share
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        batch, row = divmod(index, self._share)
+        return 0, batch * self._size + self._first + row
+
+
 def batched(dataset: grain.MapDataset, size: int) -> grain.MapDataset:
-    """Returns this process's part of batches of `size` examples over all processes."""
+    """Returns this process's rows of batches of `size` examples over all processes.
+
+    Only they are read; an element's augmentation and source go by its number among all.
+    """
     if size % jax.device_count():
         raise BatchError(
             f"a batch of {size} does not divide over {jax.device_count()} devices; "
             f"choose a multiple of {jax.device_count()}"
         )
-    return dataset.map(_arrays).batch(size // jax.process_count(), drop_remainder=True)
+    rows = _Rows(len(dataset), size)
+    mine = grain.MapDataset.select_from_datasets([dataset.map(_arrays)], rows)
+    return mine.batch(size // jax.process_count(), drop_remainder=True)
 
 
 def image_ids_of(dataset: grain.MapDataset, size: int, step: int) -> list[str]:
-    """Returns the names of the images in one of the batches that `batched` makes of a data set."""
-    part = size // jax.process_count()
-    return [str(dataset[step * part + i]["image_id"]) for i in range(part)]
+    """Returns the names of the images in one batch, over all processes, of a data set."""
+    return [str(dataset[step * size + row]["image_id"]) for row in range(size)]
 
 
 def _arrays(example: Example) -> Example:

@@ -1,5 +1,6 @@
 """One image's scores by every definition, and the tables they add up to."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, UInt16
 
 from chexseg_jax.data import Source
 from chexseg_jax.images import letterbox_masks, unletterbox
-from chexseg_jax.masks import pack, unpack
+from chexseg_jax.masks import pack, rles_of, unpack
 from chexseg_jax.metrics import (
     Counts,
     Interval,
@@ -64,6 +65,36 @@ def score_image(
         },
         hits(enlarged["cam"], truths),
         pack(native["run"]),
+    )
+
+
+def record_of(score: Scores) -> dict[str, np.ndarray]:
+    """Returns one image's scores and its prediction as named arrays."""
+    rles = json.dumps(rles_of(score.prediction))
+    arrays: dict[str, Any] = {
+        "image_id": score.image_id,
+        "annotated": score.annotated,
+        "hit": score.hit,
+    }
+    arrays |= {
+        f"ious-{name}-{o}": row for name, rows in score.ious.items() for o, row in rows.items()
+    }
+    for name, counts in score.counts.items():
+        arrays |= {f"counts-{name}-{field}": values for field, values in vars(counts).items()}
+    return {name: np.asarray(value) for name, value in {**arrays, "rles": rles}.items()}
+
+
+def score_of(record: Mapping[str, np.ndarray]) -> Scores:
+    """Returns the scores that `record_of` wrote, without the prediction."""
+    names = [n.split("-")[1] for n in record if n.endswith("-intersections")]
+    fields = ("intersections", "predictions", "truths")
+    return Scores(
+        str(record["image_id"]),
+        bool(record["annotated"]),
+        {name: Counts(*(record[f"counts-{name}-{field}"] for field in fields)) for name in names},
+        {name: {o: record[f"ious-{name}-{o}"] for o in (True, False)} for name in names},
+        record["hit"],
+        np.zeros((0, 0), np.uint16),
     )
 
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from chexseg_jax.data import (
-    Mapped,
     Subset,
     augment,
     batched,
@@ -167,20 +166,32 @@ def test_no_strength_changes_nothing():
     np.testing.assert_array_equal(moved["images"], image)
 
 
-def test_fewer_examples_than_processes(monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 3)
-    with pytest.raises(ValueError, match="2 examples cannot feed 3 processes"):
-        endless(Mapped(Numbers(count=2), lambda _, e: e), 0)
+def test_a_source_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="holds no examples"):
+        endless(Subset(Numbers(), []), 0)
 
 
-def test_processes_share_out_each_source_before_the_mix(monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    seen = []
-    for index in (0, 1):
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_a_batch_is_the_same_over_any_number_of_processes(monkeypatch, processes):
+    def batches():
+        expert = endless(framed(Numbers(100), 16), 0, strength=0.3)
+        pseudo = endless(framed(Numbers(1, count=3), 16), 1, strength=0.2)
+        return list(batched(mix(expert, pseudo, 0.5, 0), 16)[5:12])
+
+    alone = batches()
+    monkeypatch.setattr("jax.process_count", lambda: processes)
+    parts = []
+    for index in range(processes):
         monkeypatch.setattr("jax.process_index", lambda index=index: index)
-        dataset = mixture(0.5)
-        numbers = {int(dataset[i]["images"].max()) for i in range(400)}
-        seen.append(numbers)
-        assert {n % 2 for n in numbers if n < 100} == {1 - index}
-        assert {n % 2 for n in numbers if n >= 100} == {index}
-    assert not seen[0] & seen[1]
+        parts.append(batches())
+    for batch, *split in zip(alone, *parts, strict=True):
+        for name, values in batch.items():
+            together = np.concatenate([part[name] for part in split])
+            np.testing.assert_array_equal(together, values)
+
+
+def test_a_process_reads_only_its_rows(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    source = Numbers()
+    batched(endless(framed(source, 16), 0), 16)[3]
+    assert source.reads == 4

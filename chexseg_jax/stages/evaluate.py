@@ -6,24 +6,33 @@ that one threshold also says whether there is a finding at all. Gates for the se
 classifier's probability, are chosen on expert-val too, and used if asked for.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 from jaxtyping import Float, Int, UInt8
-from tqdm import tqdm
 
-from chexseg_jax.artefacts import Folder, whole, write_json, write_records
-from chexseg_jax.data import Source, framed, once
+from chexseg_jax.artefacts import (
+    Folder,
+    Records,
+    missing_shards,
+    whole,
+    write_json,
+    write_records,
+)
+from chexseg_jax.data import Source, Subset, framed, once
 from chexseg_jax.gates import Gates, best_gates
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
 from chexseg_jax.inference import Cams, Findings, Probabilities, infer
-from chexseg_jax.masks import pack, rles_of, unpack
+from chexseg_jax.masks import pack, unpack
 from chexseg_jax.metrics import (
     Counts,
     best_thresholds,
@@ -33,7 +42,14 @@ from chexseg_jax.metrics import (
     threshold_bins,
 )
 from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, PATHOLOGIES
-from chexseg_jax.scores import Scores, score_image, summarise, write_csvs
+from chexseg_jax.scores import (
+    Scores,
+    record_of,
+    score_image,
+    score_of,
+    summarise,
+    write_csvs,
+)
 from chexseg_jax.tables import (
     read_thresholds,
     write_gates,
@@ -167,25 +183,42 @@ def run(
     )
     if config.gated:
         compared["run"] = gated(compared["run"], confidence, gates)
-    scores: list[Scores] = []
-
-    def scored() -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Gives each image's prediction as it is scored, so that no more than a batch is held."""
-        bar = tqdm(total=len(test), desc="evaluate", unit=" images")
-        with ThreadPoolExecutor(config.threads) as pool:
-            for frames, number in once(framed(test, size), config.batch_size):
+    with ThreadPoolExecutor(config.threads) as pool:
+        for path, part in missing_shards(folder, "scores", len(test), "arrayrecord"):
+            images = framed(Subset(test, part), size)
+            found: list[dict[str, np.ndarray]] = []
+            for frames, number in once(images, config.batch_size):
                 maps = {name: method(frames["images"]) for name, method in compared.items()}
-                start = len(scores)
+                start = part.start + len(found)
                 jobs = [
                     pool.submit(_read_and_score, test, start + i, _row(maps, i), thresholds)
                     for i in range(number)
                 ]
-                for job in jobs:
-                    found = job.result()
-                    yield found.image_id, rles_of(found.prediction)
-                    scores.append(replace(found, prediction=np.zeros((0, 0), np.uint16)))
-                    bar.update()
-        bar.close()
+                found += [record_of(job.result()) for job in jobs]
+            write_records(path, found)
+    sync_global_devices(f"score {folder.path.name}")
+    if jax.process_index() == 0:
+        _put_together(config, test, compared, thresholds, gates, size, folder)
+    folder.finish(images=len(test))
+
+
+def _put_together(
+    config: EvaluateConfig,
+    test: Source,
+    compared: dict[str, Method],
+    thresholds: dict[str, Float[np.ndarray, "k"]],
+    gates: Gates,
+    size: int,
+    folder: Folder,
+) -> None:
+    """Writes what all images' scores add up to."""
+    records = Records(folder, "scores")
+    scores: list[Scores] = []
+
+    def scored() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for record in (records[i] for i in range(len(records))):
+            scores.append(score_of(record))
+            yield scores[-1].image_id, json.loads(str(record["rles"]))
 
     write_predictions(folder.path / "pred_segmentations.json", scored())
     metrics = {
@@ -203,7 +236,6 @@ def run(
     write_thresholds(folder.path / "thresholds.csv", thresholds["run"])
     write_gates(folder.path / "gates.csv", gates)
     write_json(folder.path / "metrics.json", metrics)
-    folder.finish(images=len(test))
 
 
 def _row(maps: dict[str, Maps], index: int) -> dict[str, Float[np.ndarray, "s s k"]]:
