@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chexseg_jax.affinity import random_walk as random_walk
     from chexseg_jax.data import mix as mix
     from chexseg_jax.exports import load_segmenter as load_segmenter
     from chexseg_jax.gradcam import grad_cam as grad_cam
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from chexseg_jax.models.irnet import IRNet as IRNet
     from chexseg_jax.models.resnet import ResNet as ResNet
     from chexseg_jax.pathologies import PATHOLOGIES as PATHOLOGIES
+    from chexseg_jax.walk import random_walk as random_walk
 
 _HOMES = {
     "PATHOLOGIES": "pathologies",
@@ -26,7 +26,7 @@ _HOMES = {
     "IRNet": "models.irnet",
     "DeepLabV3Plus": "models.deeplab",
     "grad_cam": "gradcam",
-    "random_walk": "affinity",
+    "random_walk": "walk",
     "mix": "data",
     "iou": "metrics",
     "load_segmenter": "exports",

@@ -1,8 +1,7 @@
-"""Affinities between neighbouring cells, the losses that teach them, and the random walk along them.
+"""Affinities between neighbouring cells, and the losses that teach them.
 
 Two cells are alike unless a boundary crosses the straight path between them (IRNet, Ahn et al. 2019,
-eq. 3). The transition matrix of the walk is never built: it is stored by its diagonals, one weight per
-neighbour offset, so a step is a weighted sum of shifted maps.
+eq. 3).
 """
 
 from functools import lru_cache
@@ -70,50 +69,6 @@ def affinities(bounds: Float[Array, "b h w"], radius: int) -> Float[Array, "p b 
     )  # a wall: nothing is alike across it
     one = lambda path: _path_affinities(framed, path, (0, reach), size)  # noqa: E731
     return jax.lax.map(one, jnp.asarray(_path_table(radius)))
-
-
-def random_walk(
-    maps: Float[Array, "b h w k"],
-    bounds: Float[Array, "b h w"],
-    *,
-    radius: int,
-    beta: float,
-    steps: int,
-) -> Float[Array, "b h w k"]:
-    """Returns maps spread by `steps` steps of a random walk that boundaries hold back.
-
-    The walk is T = A^beta with its columns normalised (IRNet, eq. 9), and starts from the maps where
-    there is no boundary. `steps` is a power of two in the release (256 there, 8 in CheXseg); any
-    number will do here. A step is written x + sum_k w_k (x_k - x): the weights then need not add up to
-    one in float32, and 256 steps stay exact to 1e-5.
-    """
-    size, reach = (bounds.shape[1], bounds.shape[2]), radius - 1
-    alike = affinities(bounds, radius) ** beta
-    offsets = jnp.asarray([path[0] for path in paths(radius)], jnp.int32)
-    pads = ((0, 0), (reach, reach), (reach, reach))
-
-    def backward(pair: tuple[Float[Array, "b h w"], Int[Array, "2"]]) -> Float[Array, "b h w"]:
-        # An affinity is symmetric: seen from the neighbour, it is the same number at a shifted place.
-        weight, offset = pair
-        return _window(jnp.pad(weight, pads), reach - offset[0], reach - offset[1], size)
-
-    weights = jnp.concatenate([alike, jax.lax.map(backward, (alike, offsets))])
-    weights /= 1 + weights.sum(0, keepdims=True)  # the cell itself counts 1
-    corners = reach + jnp.concatenate([offsets, -offsets])
-
-    def step(_, flat: Float[Array, "b k h w"]) -> Float[Array, "b k h w"]:
-        framed = jnp.pad(flat, ((0, 0), *pads))
-
-        def add(change: Float[Array, "b k h w"], neighbour):
-            weight, corner = neighbour
-            there = jax.lax.dynamic_slice(framed, (0, 0, corner[0], corner[1]), flat.shape)
-            return change + weight[:, None] * (there - flat), None
-
-        change, _ = jax.lax.scan(add, jnp.zeros_like(flat), (weights, corners))
-        return flat + change
-
-    flat = (maps * (1 - bounds)[..., None]).transpose(0, 3, 1, 2)
-    return jax.lax.fori_loop(0, steps, step, flat).transpose(0, 2, 3, 1)
 
 
 def pair_losses(

@@ -213,6 +213,12 @@ def batched(dataset: grain.MapDataset, size: int) -> grain.MapDataset:
     return dataset.map(_arrays).batch(size // jax.process_count(), drop_remainder=True)
 
 
+def image_ids_of(dataset: grain.MapDataset, size: int, step: int) -> list[str]:
+    """Returns the names of the images in one of the batches that `batched` makes of a data set."""
+    part = size // jax.process_count()
+    return [str(dataset[step * part + i]["image_id"]) for i in range(part)]
+
+
 def _arrays(example: Example) -> Example:
     """Returns what a device can hold of an example: all but its name."""
     return {name: value for name, value in example.items() if name != "image_id"}

@@ -1,8 +1,8 @@
 """Stopping when asked to: what SIGTERM and SIGINT do, at once or at the end of a step.
 
 A training puts a stop off until its step is done and saved; everything else writes whole shards, and
-stops where it is. With several processes a signal may reach them in different steps, which no checkpoint
-could hold together: each then stops at once, and goes on from the last checkpoint.
+stops where it is. With several processes a signal may reach one of them, or reach them in different
+steps: each step then tells all of them, so that they save the same one and stop together.
 """
 
 import signal
@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
-
-import jax
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -63,7 +61,7 @@ def stoppable() -> Iterator[None]:
 @contextmanager
 def patience() -> Iterator[Patience]:
     """In here a signal is only noted, in `asked`; `Stopped` is raised when it suits, or at the end."""
-    _patience.waiting = jax.process_count() == 1
+    _patience.waiting = True
     try:
         yield _patience
         if _patience.asked:

@@ -7,7 +7,6 @@ keeps statistics per device.) The order is: evaluate, save, draw, step, log.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 from tqdm import tqdm
 
+from chexseg_jax.artefacts import write_json
 from chexseg_jax.checkpoints import Checkpoints, abstract, fill, part, split
-from chexseg_jax.data import READ, batched
+from chexseg_jax.data import READ, batched, image_ids_of
 from chexseg_jax.devices import divided, mesh, replicated
 from chexseg_jax.logs import Log
+from chexseg_jax.steps import Findings, Objective, begin, step_of
 from chexseg_jax.stopping import Stopped, patience
-
-Batch = dict[str, Any]
-Logs = dict[str, Float[Array, ""]]
-Objective = Callable[[Any, Batch, Key[Array, ""], Any], tuple[Float[Array, ""], Logs]]
 
 
 class NotFinite(RuntimeError):
-    """The loss of a step, or what it made of the weights, is not a number."""
+    """The loss of a step, its gradient, or what it made of the weights, is not finite."""
 
 
 def poly(rate: float, steps: int, power: float = 0.9) -> optax.Schedule:
@@ -74,16 +71,16 @@ def fit(
         context: what the objective also needs, passed through the compiled step.
 
     Raises:
-        NotFinite: a loss, or a weight that is to be saved, is NaN or infinite; the checkpoints before
-            it are kept.
+        NotFinite: a loss, a gradient or a weight is NaN or infinite. The state before that step is
+            saved, and the step's images are named in `not_finite.json`.
         Stopped: a signal asked for it (see `stopping`); the step that was done is saved.
     """
     over = mesh()
-    structure, learned, kept = part(model, trained)
-    state = {"learned": learned, "kept": kept, "optimiser": optimiser.init(learned)}
+    structure, state = begin(model, optimiser, trained)
     # Copies, because a step gives its state's memory away, and the model is the caller's.
     state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(over)))
     context = jax.device_put(context, replicated(over))
+    advance = step_of(structure, objective, optimiser, key, trained)
 
     def assemble(state: Any) -> nnx.Module:
         return nnx.merge(structure, state["learned"], state["kept"], copy=True)
@@ -100,28 +97,24 @@ def fit(
         _, learned, kept = part(whole, trained)
         leaves = [items["optimiser"][str(i)] for i in range(len(items["optimiser"]))]
         memory = jax.tree.unflatten(jax.tree.structure(state["optimiser"]), leaves)
-        return {"learned": learned, "kept": kept, "optimiser": memory}
+        return {**state, "learned": learned, "kept": kept, "optimiser": memory}
 
-    @partial(jax.jit, donate_argnums=0)
-    def advance(state: Any, batch: Batch, step: Array, context: Any) -> tuple[Any, Logs]:
-        def loss_of(learned: Any) -> tuple[Float[Array, ""], tuple[Any, Logs]]:
-            model = nnx.merge(structure, learned, state["kept"], copy=True)
-            loss, logs = objective(model, batch, jax.random.fold_in(key, step), context)
-            return loss, (part(model, trained)[2], {"loss": loss, **logs})
+    def note(step: int, broken: str) -> str:
+        """Says what broke, and leaves the names of the step's images beside the checkpoints."""
+        image_ids = image_ids_of(examples, batch_size, step)
+        path = folder / "not_finite.json"
+        if jax.process_index() == 0:
+            write_json(path, {"step": step, "broken": broken, "image_ids": image_ids})
+        return (
+            f"{name}: at step {step} the {broken} became infinite or not a number; its images are "
+            f"{', '.join(image_ids[:3])}{', ...' if len(image_ids) > 3 else ''}, all named in {path}. "
+            f"The state before it is kept, and the same command would end there again: look at those "
+            f"images, or train anew with a smaller learning rate"
+        )
 
-        gradients, (kept, logs) = jax.grad(loss_of, has_aux=True)(state["learned"])
-        updates, memory = optimiser.update(gradients, state["optimiser"], state["learned"])
-        learned = optax.apply_updates(state["learned"], updates)
-        return {"learned": learned, "kept": kept, "optimiser": memory}, logs
-
-    @jax.jit
-    def sound(state: Any) -> Array:
-        leaves = [v for v in jax.tree.leaves(state) if jnp.issubdtype(v.dtype, jnp.inexact)]
-        return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-
-    dataset = batched(examples, batch_size)
+    dataset, alone = batched(examples, batch_size), jax.process_count() == 1
     with Checkpoints(folder / "checkpoints") as checkpoints, patience() as stop:
-        start = checkpoints.latest() or 0
+        start = saved = checkpoints.latest() or 0
         if start:
             targets = abstract(jax.eval_shape(pack, state), replicated(over))
             state = unpack(checkpoints.restore(start, targets))
@@ -134,38 +127,50 @@ def fit(
             unit_scale=True,
             disable=jax.process_index() > 0,
         )
+        pending: tuple[int, Findings] | None = None
 
-        def check(step: int, loss: float, weights: bool = True) -> None:
-            """Refuses a loss, or weights, that are not finite."""
-            if np.isfinite(loss) and weights:
-                return
-            what = "the weights are not finite" if np.isfinite(loss) else f"the loss is {loss}"
-            raise NotFinite(
-                f"{name}: {what} near step {step}; the checkpoint of step "
-                f"{checkpoints.latest() or 0} is kept. Lower the learning rate and run again"
-            )
+        def keep(step: int, score: float) -> None:
+            nonlocal saved
+            if step > saved:
+                checkpoints.save(step, pack(state), score)
+                saved = step
 
-        stream = iter(dataset[start:].to_iter_dataset(READ))
+        def look() -> int:
+            """Waits for the step before, ends if it broke, and returns what any process was asked."""
+            nonlocal pending
+            if pending is None:
+                return 0
+            (step, found), pending = jax.device_get(pending), None
+            if broken := found.broken():
+                log.flush()
+                keep(step, -math.inf)  # to go on from, never the best
+                raise NotFinite(note(step, broken))
+            return int(found.asked)
+
+        stream, asked = iter(dataset[start:].to_iter_dataset(READ)), 0
         for step in range(start, steps + 1):
-            due = step > start and (step % every == 0 or step == steps)
-            if due:
-                check(step, log.flush(), bool(sound(state)))
+            if step > start and (step % every == 0 or step == steps):
+                asked = asked or look()
+                log.flush()
                 metrics = evaluate(assemble(state)) if evaluate else {"score": float(step)}
                 log.write(step, metrics)
-                checkpoints.save(step, pack(state), metrics["score"])
+                keep(step, metrics["score"])
             if step == steps:
                 break
-            if stop.asked:
-                check(step, log.flush(), bool(sound(state)))
-                if step > start and not due:  # it is kept to go on from, never as the best
-                    checkpoints.save(step, pack(state), -math.inf)
-                raise Stopped(stop.asked, f" after step {step} of {name}, which is kept")
+            # Alone one may stop here; several processes stop when a step has told them all.
+            asked = stop.asked if alone else asked
+            if asked:
+                look()
+                log.flush()
+                keep(step, -math.inf)
+                raise Stopped(asked, f" after step {step} of {name}, which is kept")
             batch = divided(next(stream), over)
-            state, logs = advance(state, batch, np.int32(step), context)
+            asks = divided(np.full(jax.local_device_count(), stop.asked, np.int32), over)
+            state, logs, found = advance(state, batch, np.int32(step), asks, context)
             loss = log.add(step + 1, logs)
-            check(step, loss)
+            asked = look()
+            pending = (step, found)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(batch_size)
-        log.flush()
         bar.close()
         return checkpoints.best_score()

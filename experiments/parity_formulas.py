@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chexseg_jax.affinity import paths, random_walk
+from chexseg_jax.affinity import paths
 from chexseg_jax.crf import CrfConfig, refine
 from chexseg_jax.heatmaps import grey_levels, heatmap_to_mask, otsu
 from chexseg_jax.masks import decode_rle, encode_rle, pack_rles, unpack
 from chexseg_jax.metrics import iou_per_image, per_image_intervals
 from chexseg_jax.tables import write_per_image, write_summary
+from chexseg_jax.walk import random_walk
 from experiments.fixtures import Arrays, Line, compare, failure, same
 
 CRF = 0.01

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from chexseg_jax.affinity import random_walk
 from chexseg_jax.artefacts import Folder, Records, missing_shards
 from chexseg_jax.data import Source, Subset, framed, once
 from chexseg_jax.gradcam import enlarge, normalise_cams
@@ -21,8 +20,9 @@ from chexseg_jax.images import Normalisation
 from chexseg_jax.inference import Boundaries, infer, spread
 from chexseg_jax.pathologies import pathology_labels
 from chexseg_jax.pseudo import PseudoMasks, write_masks
+from chexseg_jax.walk import random_walk
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

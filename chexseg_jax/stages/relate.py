@@ -122,8 +122,9 @@ def run(
         )
 
     def example(_: int, record: Example) -> Example:
-        shown = letterbox(images[int(record["index"])]["image"], size)
-        return {"images": shown, "seeds": record["seeds"]}
+        shown = images[int(record["index"])]
+        framed = letterbox(shown["image"], size)
+        return {"image_id": shown["image_id"], "images": framed, "seeds": record["seeds"]}
 
     if config.init and not config.init_whole:
         start_from(config.init, backbone, normalise, head=False, stage="relate")
