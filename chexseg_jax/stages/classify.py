@@ -21,7 +21,8 @@ from chexseg_jax.losses import Policy, classification_loss, policies_of
 from chexseg_jax.metrics import auroc, mean_of
 from chexseg_jax.networks import NORMALISATIONS, Network, Pixels, build, restore, start_from
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS
-from chexseg_jax.training import Objective, fit
+from chexseg_jax.steps import Objective
+from chexseg_jax.training import fit
 
 VERSION = 1
 

@@ -23,7 +23,8 @@ from chexseg_jax.devices import compute_dtype
 from chexseg_jax.images import Normalisation, letterbox
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.networks import RESNET50, Pixels, build, restore, start_from
-from chexseg_jax.training import Objective, fit, poly
+from chexseg_jax.steps import Objective
+from chexseg_jax.training import fit, poly
 
 VERSION = 1
 HEADS = nnx.All(nnx.Param, nnx.PathContains("heads"))

@@ -27,7 +27,8 @@ from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.networks import restore, start_from
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudo import PseudoSource
-from chexseg_jax.training import Objective, fit
+from chexseg_jax.steps import Objective
+from chexseg_jax.training import fit
 
 VERSION = 1
 
