@@ -99,7 +99,7 @@ def compare(workload: Workload, peak: Peak, config: Config) -> Iterator[Measurem
         yield measured(
             case.row,
             case.name,
-            case.images,
+            runners[by].images,
             found,
             by=by,
             cost=ours.cost if mine else against_torch.cost(),
@@ -161,7 +161,7 @@ def benchmark(config: Config) -> tuple[dict[str, Any], list[Measurement]]:
         else:
             against_torch.share_memory()
     peak = peak_of(jax.local_devices()[0])
-    told = about(peak, torch=config.against is not None)
+    told = about(peak, torch=config.against is not None, quick=config.quick)
     rows = []
     for row in rows_of(config, peak):
         rate = f"{row.images_per_second:,.4g} images/s" if row.images_per_second else ""

@@ -20,7 +20,7 @@ HEAD = (
 )
 
 
-def about(peak: Peak, *, torch: bool) -> dict[str, Any]:
+def about(peak: Peak, *, torch: bool, quick: bool) -> dict[str, Any]:
     """Returns what was measured on, with what, and when."""
     device = jax.local_devices()[0]
     packages = ["jax", "jaxlib", "flax", "numpy"]
@@ -28,7 +28,9 @@ def about(peak: Peak, *, torch: bool) -> dict[str, Any]:
     limits = (
         f"{number(peak.bfloat16, 1e12)} bfloat16 and {number(peak.float32, 1e12)} float32 TFLOP/s"
     )
+    warning = {"quick": "tiny networks of ours; nothing follows from these numbers"}
     return {
+        **(warning if quick else {}),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "cores": os.cpu_count(),
         "limits": f"{limits}, {number(peak.bandwidth, 1e9)} GB/s ({peak.source})",

@@ -20,6 +20,8 @@ MOST_CALLS: Final = 1000
 class Runner(Protocol):
     """Something to be timed, compiled and with its arguments at hand."""
 
+    images: int  # that a call handles
+
     def start(self) -> Any:
         """Starts a call, and returns what `wait` takes."""
 
@@ -61,8 +63,10 @@ def take_turns(runners: Mapping[str, Runner], repeats: int, seconds: float) -> d
     """
     calls = {}
     for name, runner in runners.items():
-        runner.wait(runner.start())  # the first call may still allocate, and choose algorithms
-        calls[name] = min(max(round(MOMENT / max(_seconds(runner, 1), 1e-6)), 1), MOST_CALLS)
+        once = _seconds(runner, 1)
+        if once < MOMENT:  # the first call may still have allocated, or chosen algorithms
+            once = _seconds(runner, 1)
+        calls[name] = min(max(round(MOMENT / max(once, 1e-6)), 1), MOST_CALLS)
     began = time.perf_counter()
     samples: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(repeats):

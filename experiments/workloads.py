@@ -126,6 +126,7 @@ class Compiled:
         self._run = workload.function.lower(*workload.arguments).compile()
         self.compile_seconds = time.perf_counter() - began
         self._arguments, self._learns = workload.arguments, workload.learns
+        self.images = workload.case.images
         counted, devices = cost_of(self._run), jax.device_count()
         self.cost = Cost(
             workload.flops / devices if workload.flops else counted.flops,

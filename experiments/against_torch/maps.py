@@ -20,42 +20,40 @@ LARGEST = 80
 
 
 def grad_cam(case: Case) -> Calls:
-    """Returns Grad-CAM: one image at a time, one pass back through the network for each pathology."""
+    """Returns Grad-CAM of one image: one pass back through the network for each pathology."""
     model: Any = classifier(case).eval()
-    images = pictures(case)
+    image = pictures(case)[:1]
 
     def call() -> torch.Tensor:
         maps = []
-        for image in images:
-            features = model.features(image[None])
-            features.retain_grad()
-            pooled = torch.relu(features).mean((2, 3))
-            logits = model.classifier(pooled)
-            for k in OBSERVATION_OF_PATHOLOGY:
-                model.zero_grad()
-                features.grad = None
-                logits[0, k].backward(retain_graph=True)
-                weights = features.grad.mean((2, 3), keepdim=True)
-                maps.append(torch.relu((weights * features).sum(1)).detach())
+        features = model.features(image)
+        features.retain_grad()
+        logits = model.classifier(torch.relu(features).mean((2, 3)))
+        for k in OBSERVATION_OF_PATHOLOGY:
+            model.zero_grad()
+            features.grad = None
+            logits[0, k].backward(retain_graph=True)
+            weights = features.grad.mean((2, 3), keepdim=True)
+            maps.append(torch.relu((weights * features).sum(1)).detach())
         return torch.cat(maps)
 
-    return Calls(call)
+    return Calls(call, 1)
 
 
 def crf(case: Case) -> Calls:
-    """Returns the CRF: each image, pathology and threshold by itself, its dense kernel made anew."""
+    """Returns the CRF of one image: each pathology and threshold by itself, its kernel made anew."""
     config, stride = CrfConfig(), 4
     ys, xs = torch.meshgrid(torch.arange(case.size), torch.arange(case.size), indexing="ij")
     grid = stride * torch.stack([ys, xs], -1).reshape(-1, 2).float().to(device())
-    greys = 255 * torch.rand(case.images, case.size**2, 1, device=device())
-    drawn = torch.rand(case.images, 2 * len(PATHOLOGIES), case.size**2, device=device()) > 0.7
+    grey = 255 * torch.rand(case.size**2, 1, device=device())
+    drawn = torch.rand(2 * len(PATHOLOGIES), case.size**2, device=device()) > 0.7
 
     def kernel(places: torch.Tensor) -> torch.Tensor:
         similar = torch.exp(-0.5 * torch.cdist(places, places) ** 2)
         degrees = similar.sum(1) ** -0.5
         return degrees[:, None] * similar * degrees[None]
 
-    def refine(label: torch.Tensor, grey: torch.Tensor) -> torch.Tensor:
+    def refine(label: torch.Tensor) -> torch.Tensor:
         bright = grey * 3**0.5 / config.appearance_contrast
         near = config.smoothness * kernel(grid / config.smoothness_reach)
         alike = kernel(torch.cat([grid / config.appearance_reach, bright], 1))
@@ -67,26 +65,19 @@ def crf(case: Case) -> Calls:
             logits = unary + both @ torch.tanh(logits / 2)
         return logits.sigmoid()
 
-    def call() -> list[torch.Tensor]:
-        return [refine(some, g) for g, labels in zip(greys, drawn, strict=True) for some in labels]
-
-    return Calls(call)
+    return Calls(lambda: [refine(label) for label in drawn], 1)
 
 
 def walk(case: Case) -> Calls:
-    """Returns the walk: for each image a dense matrix of all pairs of cells, squared."""
+    """Returns the walk in one image: a dense matrix of all pairs of cells, squared."""
     if device().type == "cpu" and case.size > LARGEST:
         raise ValueError(
             f"a dense walk over {case.size} x {case.size} cells takes minutes on a CPU"
         )
     beta, side = LabelConfig().beta, case.size
-    bounds = torch.rand(case.images, side, side, device=device()) ** 4
-    maps = torch.rand(case.images, len(PATHOLOGIES), side, side, device=device())
-
-    def one(bound: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return walked(bound, scores, case.radius, beta, case.steps)
-
-    return Calls(lambda: [one(b, m) for b, m in zip(bounds, maps, strict=True)])
+    bounds = torch.rand(side, side, device=device()) ** 4
+    maps = torch.rand(len(PATHOLOGIES), side, side, device=device())
+    return Calls(lambda: walked(bounds, maps, case.radius, beta, case.steps), 1)
 
 
 def walked(

@@ -22,11 +22,11 @@ def device() -> torch.device:
 
 
 class Calls:
-    """A `Runner` of a function without arguments."""
+    """A `Runner` of a function without arguments, of so many images."""
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any], images: int) -> None:
         """Takes the function."""
-        self.start = function
+        self.start, self.images = function, images
 
     def wait(self, started: Any) -> None:
         """Waits for the GPU; a CPU is done when the call is."""
@@ -106,7 +106,7 @@ def predict(case: Case, *, compiled: bool) -> Calls:
             return run(images).float().sigmoid()
 
     call()
-    return Calls(call)
+    return Calls(call, case.images)
 
 
 def _training(
@@ -129,4 +129,4 @@ def _training(
         return loss.detach()
 
     call()  # compiles, and fails here if it cannot
-    return Calls(call)
+    return Calls(call, case.images)

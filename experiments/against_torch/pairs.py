@@ -130,4 +130,4 @@ def irnet(case: Case) -> Calls:
         sgd.step()
         return loss.detach()
 
-    return Calls(call)
+    return Calls(call, case.images)
