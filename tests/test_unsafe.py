@@ -46,7 +46,10 @@ def offences(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_is_run_that_is_read_and_nothing_is_fetched(path):
-    assert offences(path.read_text()) == []
+    found = offences(path.read_text())
+    if path.parent == ROOT / "experiments" / "against_torch":  # a comparison with torch needs torch
+        found = [what for what in found if what.partition(".")[0] != "torch"]
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""What is made of trained networks: maps, seeds, walked maps, masks.
+
+Weights are fresh: none of it takes longer or shorter for what they are.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from chexseg_jax import random_walk
+from chexseg_jax.affinity import paths
+from chexseg_jax.crf import CrfConfig, seeds_from_cams
+from chexseg_jax.devices import compute_dtype, mesh, replicated
+from chexseg_jax.images import IMAGENET
+from chexseg_jax.inference import Cams, Probabilities
+from chexseg_jax.networks import build
+from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
+from chexseg_jax.stages.label import LabelConfig
+from chexseg_jax.stages.seed import STRIDE, SeedConfig
+from experiments.workloads import Case, Scale, Workload
+from experiments.workloads_training import grey, segmenter
+
+MAPS = len(PATHOLOGIES)
+
+
+def spread(*arrays: np.ndarray) -> tuple[Any, ...]:
+    """Returns arrays on the devices, split along their first axis."""
+    return jax.device_put(arrays, NamedSharding(mesh(), PartitionSpec("data")))
+
+
+def asking(case: Case, question: Callable[..., Any], model: nnx.Module, size: int) -> Workload:
+    """Returns what `inference.infer` compiles, without the way to and from the device."""
+    structure, state = nnx.split(model)
+    state = jax.device_put(state, replicated(mesh()))
+
+    def ask(state: Any, images: Any) -> Any:
+        return question(nnx.merge(structure, state), images)
+
+    arguments = (state, *spread(grey(case.images, size)))
+    return Workload(case, jax.jit(ask), arguments, dtype=compute_dtype())
+
+
+def localizing(scale: Scale) -> Iterator[Workload]:
+    """Gives Grad-CAM of ten pathologies."""
+    size = scale.image_size
+    case = Case("localize", f"Grad-CAM of {MAPS}, {size} px", scale.batches["localize"], size)
+    model = build(scale.classifier, len(OBSERVATIONS), jax.random.key(0))
+    yield asking(case, Cams(IMAGENET), model, size)
+
+
+def predicting(scale: Scale) -> Iterator[Workload]:
+    """Gives the segmenter's masks."""
+    size = scale.image_size
+    case = Case("predict", f"DeepLabv3+ masks, {size} px", scale.batches["predict"], size)
+    yield asking(case, Probabilities(IMAGENET), segmenter(scale.encoder, scale.decoder), size)
+
+
+def seeding(scale: Scale) -> Iterator[Workload]:
+    """Gives the CRF of ten pathologies, at both thresholds.
+
+    By hand, as its loops hide them: for each pair of cells once the distance of three features and its
+    exponential, which counts one, and in every iteration the product with twice ten maps; those maps
+    read and written in every iteration.
+    """
+    images, side = scale.batches["seed"], scale.image_size // STRIDE
+    config, crf = SeedConfig(), CrfConfig()
+
+    def seeds(cams: Any, pictures: Any, labels: Any) -> Any:
+        thresholds = {"disease": config.disease, "background": config.background}
+        return seeds_from_cams(cams, pictures, labels, crf, stride=STRIDE, **thresholds)
+
+    pairs, both = float(side) ** 4, 2 * MAPS
+    yield Workload(
+        Case("seed", f"CRF of {MAPS}, {side} x {side}", images, side, steps=crf.iterations),
+        jax.jit(seeds),
+        spread(
+            smooth(images, side),
+            grey(images, side).astype(np.float32),
+            np.ones((images, MAPS), np.int32),
+        ),
+        flops=images * pairs * (10 + 2 * both * crf.iterations),
+        moved=images * side**2 * 4.0 * 2 * both * crf.iterations,
+    )
+
+
+def walking(scale: Scale) -> Iterator[Workload]:
+    """Gives the random walk of ten maps at every size.
+
+    By hand, as its loops hide them: in each step a difference, a product and a sum for each neighbour of
+    each cell of each map; and the weights read, the maps read and written, once a step. That is the work
+    of so many steps one by one: a walk that gets there in fewer shows a larger share than it takes.
+    """
+    images, beta = scale.batches["walk"], LabelConfig().beta
+    for side, radius, steps in scale.walks:
+
+        def walk(maps: Any, bounds: Any, radius: int = radius, steps: int = steps) -> Any:
+            return random_walk(maps, bounds, radius=radius, beta=beta, steps=steps)
+
+        name = f"walk of {MAPS}, {side} x {side}, radius {radius}, {steps} steps"
+        cells, neighbours = float(images * side**2), 2 * len(paths(radius))
+        bounds = np.random.default_rng(4).random((images, side, side), np.float32)
+        yield Workload(
+            Case("walk", name, images, side, radius, steps),
+            jax.jit(walk),
+            spread(smooth(images, side), bounds**4),
+            flops=3 * cells * neighbours * MAPS * steps,
+            moved=4 * cells * (neighbours + 2 * MAPS) * steps,
+        )
+
+
+def smooth(images: int, side: int) -> np.ndarray:
+    """Returns a smooth hill for each pathology of each image, its peak at 1."""
+    centres = np.random.default_rng(5).uniform(0, side, (2, images, 1, 1, MAPS))
+    ys, xs = np.mgrid[:side, :side][..., None, :, :, None]
+    apart = (ys - centres[0]) ** 2 + (xs - centres[1]) ** 2
+    return np.exp(-apart / (side / 4) ** 2).astype(np.float32)
