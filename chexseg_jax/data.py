@@ -8,6 +8,7 @@ the draw is exact for any rho.
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -23,8 +24,9 @@ from chexseg_jax.images import letterbox, letterbox_masks
 
 Example = dict[str, Any]
 
-READ = ReadOptions(num_threads=4, prefetch_buffer_size=8)
-"""Threads, not processes: decoding releases the interpreter's lock."""
+THREADS = max(2, min(16, os.cpu_count() or 2))
+READ = ReadOptions(num_threads=THREADS, prefetch_buffer_size=max(8, THREADS))
+"""Threads, not processes: decoding releases the interpreter's lock. Their number changes no batch."""
 
 
 class BatchError(ValueError):
@@ -125,8 +127,9 @@ def augment(example: Example, generator: np.random.Generator, *, strength: float
     gain, bias = 1 + strength * generator.uniform(-1, 1), 255 * strength * generator.uniform(-1, 1)
     moved = dict(example)
     pixels = _move(example["images"], zoom, dy, dx, Image.Resampling.BILINEAR)
-    exposed = (pixels.astype(np.float32) - 128) * gain + 128 + bias / 2
-    moved["images"] = np.clip(np.where(pixels > 0, exposed, 0), 0, 255).astype(np.uint8)
+    levels = (np.arange(256, dtype=np.float32) - 128) * gain + 128 + bias / 2
+    levels[0] = 0  # what lies beyond the image stays black
+    moved["images"] = np.clip(levels, 0, 255).astype(np.uint8)[pixels]
     if "masks" in example:
         moved["masks"] = _move(example["masks"], zoom, dy, dx, Image.Resampling.NEAREST)
     if "seeds" in example:  # beyond the frame nothing is known: -1 is stored as 255

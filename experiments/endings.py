@@ -15,6 +15,7 @@ from chexseg_jax.tables import TableError
 from chexseg_jax.training import NotFinite
 from datasets.errors import DataError
 from datasets.holding import hold
+from experiments.compiled import kept_compiled
 
 ERRORS = (DataError, BatchError, WeightsError, TableError, NotFinite, OSError)
 """What a user can mend, said in a sentence."""
@@ -22,10 +23,13 @@ ERRORS = (DataError, BatchError, WeightsError, TableError, NotFinite, OSError)
 
 @contextmanager
 def ending(workdir: Path) -> Iterator[None]:
-    """Ends the program kindly: exit code 1 for an error, 143 or 130 for a signal; work is kept."""
+    """Ends the program kindly: exit code 1 for an error, 143 or 130 for a signal; work is kept.
+
+    What is compiled meanwhile stays in the work folder too.
+    """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
     try:
-        with locked(workdir), stoppable():
+        with locked(workdir), stoppable(), kept_compiled(workdir):
             yield
     except Stopped as stopped:
         print(f"\nStopped{stopped.where}. Run the same command to go on.", file=sys.stderr)

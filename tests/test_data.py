@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from grain.python import ReadOptions
 
 from chexseg_jax.data import (
     Subset,
@@ -195,3 +196,32 @@ def test_a_process_reads_only_its_rows(monkeypatch):
     source = Numbers()
     batched(endless(framed(source, 16), 0), 16)[3]
     assert source.reads == 4
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4, 8])
+def test_the_number_of_reading_threads_changes_no_batch(threads):
+    experts = endless(framed(Numbers(100), 16), 0, strength=0.3)
+    dataset = batched(mix(experts, endless(framed(Numbers(), 16), 1, strength=0.1), 0.5, 0), 16)
+    read = iter(dataset[3:].to_iter_dataset(ReadOptions(num_threads=threads)))
+    for step in range(3, 9):
+        for name, values in next(read).items():
+            np.testing.assert_array_equal(values, dataset[step][name], err_msg=name)
+
+
+def test_exposure_is_a_shift_and_a_gain_of_grey_levels():
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+
+    class Still:
+        """A generator that neither zooms nor moves, and draws the same gain and bias."""
+
+        draws = iter([0.0, (0.0, 0.0), 0.5, 0.25])
+
+        def uniform(self, *_):
+            drawn = next(self.draws)
+            return np.array(drawn) if isinstance(drawn, tuple) else drawn
+
+    moved = augment({"images": image}, Still(), strength=0.2)["images"].astype(int)
+    levels = (image.astype(float) - 128) * (1 + 0.2 * 0.5) + 128 + 255 * 0.2 * 0.25 / 2
+    expected = np.where(image > 0, np.clip(levels, 0, 255), 0)
+    assert np.abs(moved - expected).max() <= 1
+    assert moved.min() == 0 and moved[0, 0, 0] == 0

@@ -12,6 +12,7 @@ from chexseg_jax.models.layers import (
     BatchNorm,
     Conv,
     GroupNorm,
+    convolve,
     depthwise,
     join,
     max_pool,
@@ -30,6 +31,22 @@ def test_a_strided_convolution_pads_both_sides():
     maps = jnp.arange(16.0).reshape(1, 4, 4, 1)
     # Windows centred on cells (0, 0), (0, 2), (2, 0), (2, 2).
     np.testing.assert_array_equal(conv(maps)[0, ..., 0], [[10, 24], [51, 90]])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_forms_of_a_convolution_of_one_tap_agree(stride):
+    maps, kernel = normal(2, 6, 7, 3), normal(1, 1, 3, 4, seed=1)
+
+    def loss(maps, kernel, multiplied):
+        return jnp.sum(jnp.sin(convolve(maps, kernel, stride, multiplied=multiplied)))
+
+    gradients = [jax.grad(loss, (0, 1))(maps, kernel, form) for form in (True, False)]
+    expected = np.asarray(maps)[:, ::stride, ::stride] @ np.asarray(kernel)[0, 0]
+    for form in (True, False):
+        found = convolve(maps, kernel, stride, multiplied=form)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    for left, right in zip(*gradients, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
 
 
 def test_max_pool_by_hand():

@@ -67,7 +67,7 @@ def convolve(
         stride: the distance between cells of the result.
         dilation: the distance between taps.
         multiplied: a kernel of one tap as a matrix product rather than as a convolution; by default
-            where there is no accelerator, for there XLA's own takes up to ten times as long to pull back.
+            where there is no accelerator, for there XLA pulls its own back up to ten times as slowly.
     """
     if multiplied is None:
         multiplied = jax.default_backend() == "cpu"
