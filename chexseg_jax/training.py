@@ -78,9 +78,10 @@ def fit(
     wait_for_all(f"train {folder.name}")
     over = mesh()
     structure, state = begin(model, optimiser, trained)
-    # Copies, because a step gives its state's memory away, and the model is the caller's.
-    state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(over)))
-    context = jax.device_put(context, replicated(over))
+    # By way of the host: a process's own devices cannot give to another's. Copies, because a step
+    # gives its state's memory away, and the model is the caller's.
+    state, context = jax.device_put(jax.device_get((state, context)), replicated(over))
+    state = jax.tree.map(jnp.copy, state)
     advance = step_of(structure, objective, optimiser, key, trained)
 
     def assemble(state: Any) -> nnx.Module:
