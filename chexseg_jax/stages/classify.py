@@ -21,7 +21,7 @@ from chexseg_jax.losses import Policy, classification_loss, policies_of
 from chexseg_jax.metrics import auroc, mean_of
 from chexseg_jax.networks import NORMALISATIONS, Network, Pixels, build, restore, start_from
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS
-from chexseg_jax.training import fit
+from chexseg_jax.training import Objective, fit
 
 VERSION = 1
 
@@ -57,6 +57,21 @@ def constructor(config: ClassifyConfig, seed: int = 0) -> Any:
 def load_classifier(config: ClassifyConfig, folder: Path) -> Any:
     """Returns the classifier that a run of this stage left in a folder."""
     return restore(folder, constructor(config))
+
+
+def objective(config: ClassifyConfig, taught: nnx.GraphDef | None = None) -> Objective:
+    """Returns the loss of a batch; the context is the state of a teacher, `taught` its structure."""
+    policies, normalise = policies_of(config.policy), NORMALISATIONS[config.pixels]
+
+    def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
+        beliefs = None
+        if taught is not None:
+            teaching = nnx.merge(taught, context)
+            beliefs = jax.nn.sigmoid(Logits(normalise)(teaching, batch["images"]))
+        outputs = model(normalise(batch["images"]), train=True)
+        return classification_loss(outputs, batch["labels"], policies, beliefs), {}
+
+    return loss_of
 
 
 def predict(
@@ -101,22 +116,12 @@ def run(
         teacher: a folder of this stage, trained with uncertain labels ignored, whose predictions
             stand in for them where the policy is `self-trained`.
     """
-    policies, normalise = policies_of(config.policy), NORMALISATIONS[config.pixels]
     model = constructor(config, seed)()
     if config.init:
-        start_from(config.init, model, normalise, head=config.init_head)
-    context = None
+        start_from(config.init, model, NORMALISATIONS[config.pixels], head=config.init_head)
+    taught, context = None, None
     if teacher is not None:
-        taught = load_classifier(without_teacher(config), teacher)
-        structure, context = nnx.split(taught)
-
-    def objective(model: Any, batch: Any, key: Any, context: Any) -> Any:
-        beliefs = None
-        if context is not None:
-            teaching = nnx.merge(structure, context)
-            beliefs = jax.nn.sigmoid(Logits(normalise)(teaching, batch["images"]))
-        outputs = model(normalise(batch["images"]), train=True)
-        return classification_loss(outputs, batch["labels"], policies, beliefs), {}
+        taught, context = nnx.split(load_classifier(without_teacher(config), teacher))
 
     def evaluate(model: Any) -> dict[str, float]:
         found = aurocs(*predict(model, valid, config, size))
@@ -129,7 +134,7 @@ def run(
     best = fit(
         model,
         endless(framed(train, size), seed, strength=config.augment),
-        objective,
+        objective(config, taught),
         optax.adam(config.learning_rate),
         folder=folder.path,
         name=folder.stage,

@@ -23,9 +23,11 @@ from chexseg_jax.devices import compute_dtype
 from chexseg_jax.images import Normalisation, letterbox
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.networks import RESNET50, Pixels, build, restore, start_from
-from chexseg_jax.training import fit, poly
+from chexseg_jax.training import Objective, fit, poly
 
 VERSION = 1
+HEADS = nnx.All(nnx.Param, nnx.PathContains("heads"))
+"""What is trained."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,45 @@ def _construct(backbone: Any, seed: int = 0) -> IRNet:
     return IRNet(backbone(), rngs=nnx.Rngs(seed), dtype=compute_dtype())
 
 
+def objective(radius: int, normalise: Normalisation) -> Objective:
+    """Returns the loss of a batch: the mean over the findings that are seeded in it."""
+
+    def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
+        edges, displacements = model(normalise(batch["images"]), train=True)
+        labels = batch["seeds"].astype(jnp.int32)
+        here = (labels == 1).any((1, 2), keepdims=True)
+        terms = pair_losses(
+            edges.astype(jnp.float32),
+            displacements.astype(jnp.float32),
+            jnp.where(here, labels, -1),
+            radius,
+        )
+        present = (terms["disease_pairs"] > 0).astype(jnp.float32)
+        loss = (terms["total"] * present).sum() / jnp.maximum(present.sum(), 1)
+        names = ("background", "disease", "boundary")
+        shares = {n: (terms[n] * present).sum() / jnp.maximum(present.sum(), 1) for n in names}
+        return loss, shares
+
+    return loss_of
+
+
+def descent(config: RelateConfig, steps: int) -> optax.GradientTransformation:
+    """Returns the optimiser of both branches, over so many steps."""
+
+    def descend(rate: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(poly(rate, steps), momentum=config.momentum or None),
+        )
+
+    def branch(heads: Any) -> Any:
+        paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), heads)
+        return jax.tree.map(lambda path: "boundary" if "edge" in path else "displacement", paths)
+
+    rate = config.learning_rate
+    return optax.partition({"boundary": descend(rate), "displacement": descend(10 * rate)}, branch)
+
+
 def run(
     config: RelateConfig,
     *,
@@ -85,22 +126,6 @@ def run(
         framed = letterbox(shown["image"], size)
         return {"image_id": shown["image_id"], "images": framed, "seeds": record["seeds"]}
 
-    def objective(model: Any, batch: Any, key: Any, context: Any) -> Any:
-        edges, displacements = model(normalise(batch["images"]), train=True)
-        labels = batch["seeds"].astype(jnp.int32)
-        here = (labels == 1).any((1, 2), keepdims=True)
-        terms = pair_losses(
-            edges.astype(jnp.float32),
-            displacements.astype(jnp.float32),
-            jnp.where(here, labels, -1),
-            config.radius,
-        )
-        present = (terms["disease_pairs"] > 0).astype(jnp.float32)
-        loss = (terms["total"] * present).sum() / jnp.maximum(present.sum(), 1)
-        names = ("background", "disease", "boundary")
-        shares = {n: (terms[n] * present).sum() / jnp.maximum(present.sum(), 1) for n in names}
-        return loss, shares
-
     if config.init and not config.init_whole:
         start_from(config.init, backbone, normalise, head=False, stage="relate")
     model = IRNet(backbone, rngs=nnx.Rngs(seed), dtype=compute_dtype())
@@ -108,31 +133,17 @@ def run(
         start_from(config.init, model, normalise, stage="relate")
     steps = max(1, round(config.epochs * len(seeds) / config.batch_size))
 
-    def descend(rate: float) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(poly(rate, steps), momentum=config.momentum or None),
-        )
-
-    def branch(heads: Any) -> Any:
-        paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), heads)
-        return jax.tree.map(lambda path: "boundary" if "edge" in path else "displacement", paths)
-
-    rate = config.learning_rate
-    optimiser = optax.partition(
-        {"boundary": descend(rate), "displacement": descend(10 * rate)}, branch
-    )
     best = fit(
         model,
         endless(Mapped(seeds, example), seed, strength=config.augment),
-        objective,
-        optimiser,
+        objective(config.radius, normalise),
+        descent(config, steps),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,
         steps=steps,
         every=config.every,
         key=jax.random.key(seed),
-        trained=nnx.All(nnx.Param, nnx.PathContains("heads")),
+        trained=HEADS,
     )
     folder.finish(**best, images=len(seeds))

@@ -27,7 +27,7 @@ from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.networks import restore, start_from
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudo import PseudoSource
-from chexseg_jax.training import fit
+from chexseg_jax.training import Objective, fit
 
 VERSION = 1
 
@@ -60,6 +60,16 @@ def _construct(backbone: Any, config: SegmentConfig, seed: int = 0) -> DeepLabV3
         dtype=compute_dtype(),
         rngs=nnx.Rngs(seed),
     )
+
+
+def objective(normalise: Normalisation) -> Objective:
+    """Returns the loss of a batch: 1 minus the mean Dice score of the pathologies that are known."""
+
+    def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
+        logits = model(normalise(batch["images"]), train=True, key=key)
+        return 1 - dice(logits, batch["masks"], batch["known"]).mean(), {}
+
+    return loss_of
 
 
 def restore_segmenter(config: SegmentConfig, backbone: Any, folder: Path) -> DeepLabV3Plus:
@@ -133,10 +143,6 @@ def run(
         Mapped(framed(Subset(images, chosen), size), weak), seed + 1, strength=config.augment
     )
 
-    def objective(model: Any, batch: Any, key: Any, context: Any) -> Any:
-        logits = model(normalise(batch["images"]), train=True, key=key)
-        return 1 - dice(logits, batch["masks"], batch["known"]).mean(), {}
-
     def evaluate(model: Any) -> dict[str, float]:
         counts = counts_of(model, expert_val, normalise, size, config.batch_size).pooled()
         best = np.where(counts.truths > 0, np.nan_to_num(counts.iou()).max(0), np.nan)
@@ -148,7 +154,7 @@ def run(
     best = fit(
         model,
         mix(experts, weaks, rho, seed),
-        objective,
+        objective(normalise),
         optax.adam(config.learning_rate),
         folder=folder.path,
         name=folder.stage,
