@@ -16,12 +16,12 @@ from typing import Any, SupportsIndex
 from zipfile import BadZipFile
 
 import jax
-import jax.experimental.multihost_utils
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
+from chexseg_jax.devices import wait_for_all
 from chexseg_jax.disk import Damaged, sweep
 from chexseg_jax.disk import whole as whole
 
@@ -88,7 +88,7 @@ class Folder:
 
     def finish(self, **results: Any) -> None:
         """Writes the manifest, once every process is done; the folder is finished from here on."""
-        jax.experimental.multihost_utils.sync_global_devices(f"finish {self.path.name}")
+        wait_for_all(f"finish {self.path.name}")
         if jax.process_index() == 0:
             manifest = {
                 "stage": self.stage,
@@ -100,7 +100,7 @@ class Folder:
             }
             sweep(self.path, all_hosts=True)
             write_json(self.path / "manifest.json", manifest)
-        jax.experimental.multihost_utils.sync_global_devices(f"finished {self.path.name}")
+        wait_for_all(f"finished {self.path.name}")
 
 
 def open_folder(

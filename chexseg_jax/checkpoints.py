@@ -1,4 +1,4 @@
-"""Checkpoints: the only module that knows Orbax.
+"""Checkpoints: the only module that saves and restores with Orbax.
 
 Parameters, statistics and optimiser are separate items, so that inference restores only what it needs.
 Two steps are kept: the newest, to go on from, and the best, to use.

@@ -1,11 +1,15 @@
 """Meshes and placement: training uses every device of every process, inference a process's own."""
 
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
+
+DAY: Final = 24 * 60 * 60 * 1000
+"""Milliseconds that one process may work while the others wait; a lost one ends the wait sooner."""
 
 
 def mesh() -> Mesh:
@@ -33,3 +37,12 @@ def divided(batch: Any, over: Mesh) -> Any:
 def compute_dtype() -> Any:
     """Returns bfloat16 where the hardware multiplies it faster, else float32."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process is here; alone it is at once.
+
+    Not a collective of the devices: of those a peer may only be seconds late, and one process may make
+    phantoms or a report for minutes.
+    """
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=DAY)

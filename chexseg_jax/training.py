@@ -22,7 +22,7 @@ from tqdm import tqdm
 from chexseg_jax.artefacts import write_json
 from chexseg_jax.checkpoints import Checkpoints, abstract, fill, part, split
 from chexseg_jax.data import READ, batched, image_ids_of
-from chexseg_jax.devices import divided, mesh, replicated
+from chexseg_jax.devices import divided, mesh, replicated, wait_for_all
 from chexseg_jax.logs import Log
 from chexseg_jax.steps import Findings, Objective, begin, step_of
 from chexseg_jax.stopping import Stopped, patience
@@ -75,11 +75,13 @@ def fit(
             saved, and the step's images are named in `not_finite.json`.
         Stopped: a signal asked for it (see `stopping`); the step that was done is saved.
     """
+    wait_for_all(f"train {folder.name}")
     over = mesh()
     structure, state = begin(model, optimiser, trained)
-    # Copies, because a step gives its state's memory away, and the model is the caller's.
-    state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(over)))
-    context = jax.device_put(context, replicated(over))
+    # By way of the host: a process's own devices cannot give to another's. Copies, because a step
+    # gives its state's memory away, and the model is the caller's.
+    state, context = jax.device_put(jax.device_get((state, context)), replicated(over))
+    state = jax.tree.map(jnp.copy, state)
     advance = step_of(structure, objective, optimiser, key, trained)
 
     def assemble(state: Any) -> nnx.Module:

@@ -6,11 +6,15 @@ chests and runs on those. With CheXpert and CheXlocalize prepared by `python -m 
 
     python -m experiments.chexseg --data-dir data --workdir runs/chexpert --rho 0.9
 
+On several hosts, or with one process a GPU, start the same command in each, on a shared disk, with
+`--distributed`.
+
 Exit codes: 0, done; 1, an error that is said in a sentence; 2, flags that make no sense; 143 and 130,
 stopped by SIGTERM or SIGINT, a training after the step it was in. The same command then goes on.
 """
 
 from experiments.data import open_data
+from experiments.distributed import join
 from experiments.endings import ending
 from experiments.pipeline import Run
 from experiments.results import publish
@@ -20,6 +24,8 @@ from experiments.settings import STAGES, read_arguments
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and runs the stages it asks for."""
     config = read_arguments(__doc__ or "", arguments)
+    if config.distributed:
+        join(config.processes)
     with ending(config.workdir):
         run = Run(config, open_data(config))
         for name in STAGES[: STAGES.index(config.until) + 1]:

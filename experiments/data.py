@@ -3,7 +3,10 @@
 import os
 from dataclasses import asdict, dataclass
 
+import jax
+
 from chexseg_jax.data import Source, Subset, choose
+from chexseg_jax.devices import wait_for_all
 from datasets.prepare import prepare_phantoms
 from datasets.sources import Source as Prepared
 from datasets.sources import available, open_source
@@ -33,14 +36,16 @@ def open_data(config: Config) -> Data:
     data_dir = config.data_dir
     if data_dir is None:
         data_dir = config.workdir / "phantoms"
-        print(
-            "No --data-dir: running on synthetic chests. For CheXpert, prepare it with "
-            "`python -m datasets chexpert --raw DIR --data-dir data` (and chexlocalize), then add "
-            "`--data-dir data`."
-        )
-        prepare_phantoms(
-            data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
-        )
+        if jax.process_index() == 0:
+            print(
+                "No --data-dir: running on synthetic chests. For CheXpert, prepare it with "
+                "`python -m datasets chexpert --raw DIR --data-dir data` (and chexlocalize), then "
+                "add `--data-dir data`."
+            )
+            prepare_phantoms(
+                data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
+            )
+        wait_for_all("phantoms")
     train = open_source(data_dir, "chexpert", "train")
     hidden = "hidden" in available(data_dir).get("chexlocalize", [])
     return Data(

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from chexseg_jax.artefacts import Records, digest, write_json
+from chexseg_jax.artefacts import Folder, Records, digest, write_json
 from chexseg_jax.data import Subset, framed, once
+from chexseg_jax.devices import wait_for_all
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import letterbox, letterbox_masks
 from chexseg_jax.inference import Probabilities, infer
@@ -42,10 +43,19 @@ PICTURES = 8
 
 def publish(run: Run) -> None:
     """Writes the report of a finished run beside its metrics, and prints its table."""
-    if jax.process_index() > 0:
-        return
+    # First what every process has a part in; then the first goes on alone.
+    kinds: dict[str, Folder] = {}
+    if run.data.hidden is not None:
+        kinds = {"cam": run.labelled("cam"), "irnet": run.labelled("irnet")}
+    segmenter = run.segmenter
+    if jax.process_index() == 0:
+        _write(run, kinds, segmenter)
+    wait_for_all("report")
+
+
+def _write(run: Run, kinds: Mapping[str, Folder], segmenter: Any) -> None:
     folder = run.evaluate.path
-    report = describe(run)
+    report = describe(run, kinds)
     write_json(folder / "report.json", report)
     report = json.loads((folder / "report.json").read_text())
     trained = {"classify": run.classify, "relate": run.relate, "segment": run.segment}
@@ -56,14 +66,14 @@ def publish(run: Run) -> None:
     if len(report["rhos"]) > 1:
         figures["Mean pooled IoU by ρ, the share of expert masks"] = folder / "rho.png"
         plot_rhos(folder / "rho.png", report["rhos"], report["rho"])
-    shown = examples(run)
+    shown = examples(run, segmenter)
     write_report(folder / "report.html", report, shown, figures)
     send(run, report, shown)
     print(table(report))
     print(f"Report: {folder / 'report.html'}")
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: Run, kinds: Mapping[str, Folder]) -> dict[str, Any]:
     """Returns everything that the report says."""
     config = run.config
     manifest = run.classify.manifest
@@ -83,7 +93,7 @@ def describe(run: Run) -> dict[str, Any]:
             for name, source in run.data.named().items()
         },
         "classifier": {"auroc": manifest["auroc"], "n": manifest["positives"]},
-        "pseudo_masks": pseudo_masks(run),
+        "pseudo_masks": pseudo_masks(run, kinds),
         **json.loads((run.evaluate.path / "metrics.json").read_text()),
         "rhos": siblings(run),
         "stages": run.rows,
@@ -119,20 +129,20 @@ def send(run: Run, report: Mapping[str, Any], shown: Sequence[Example]) -> None:
             sink.add_images(step, pictures)
 
 
-def pseudo_masks(run: Run) -> dict[str, Any] | None:
-    """Returns the IoU of both kinds of pseudo-masks, where the truth is known."""
+def pseudo_masks(run: Run, kinds: Mapping[str, Folder]) -> dict[str, Any] | None:
+    """Returns the IoU of each kind of pseudo-masks, where the truth is known."""
     if run.data.hidden is None:
         return None
     size = run.config.image_size
     thresholds = json.loads((run.evaluate.path / "metrics.json").read_text())["prior_thresholds"]
     prior = prior_of(run.data.expert_train, size)[0] > np.array(list(thresholds.values()))
-    kinds = {kind: PseudoSource(run.labelled(kind)) for kind in ("cam", "irnet")}
-    ious = pseudo_mask_ious(run.data.hidden, kinds, prior)
+    pseudo = {kind: PseudoSource(folder) for kind, folder in kinds.items()}
+    ious = pseudo_mask_ious(run.data.hidden, pseudo, prior)
     means = {kind: mean_of(list(values.values())) for kind, values in ious.items()}
     return {**ious, "means": means}
 
 
-def examples(run: Run) -> Sequence[Example]:
+def examples(run: Run, segmenter: Any) -> Sequence[Example]:
     """Returns the test images that the page shows, and some with their pseudo-masks."""
     side = max(run.config.image_size, SIDE)
     records = Records(run.evaluate, "examples")
@@ -148,7 +158,7 @@ def examples(run: Run) -> Sequence[Example]:
         layers["prediction"] = enlarged(unpack(record["run"]) > 0, side)
         image = letterbox(example["image"], side)[..., 0]
         shown.append(Example(image_id, image, layers, scores_of(record["ious"])))
-    return [*shown, *_weak_examples(run, side)]
+    return [*shown, *_weak_examples(run, segmenter, side)]
 
 
 def enlarged(masks: Shaped[np.ndarray, "h h k"], side: int) -> Bool[np.ndarray, "s s k"]:
@@ -175,7 +185,7 @@ def _drawn(pseudo: PseudoSource) -> list[int]:
     return chosen
 
 
-def _weak_examples(run: Run, side: int) -> Iterator[Example]:
+def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     """Gives some weakly labelled images: map, seed, pseudo-mask, prediction, and truth if known."""
     pseudo, cams, size = (
         PseudoSource(run.label),
@@ -186,7 +196,7 @@ def _weak_examples(run: Run, side: int) -> Iterator[Example]:
     seeds = _seeds(run, drawn)
     metrics = json.loads((run.evaluate.path / "metrics.json").read_text())
     thresholds = np.array(list(metrics["thresholds"].values()))
-    segment = infer(Probabilities(run.normalise), run.segmenter)
+    segment = infer(Probabilities(run.normalise), segmenter)
     source = framed(Subset(run.data.train, drawn), size)
     rows = (
         prediction

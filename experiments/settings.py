@@ -17,6 +17,7 @@ from chexseg_jax.stages.localize import LocalizeConfig
 from chexseg_jax.stages.relate import RelateConfig
 from chexseg_jax.stages.seed import SeedConfig
 from chexseg_jax.stages.segment import SegmentConfig
+from experiments.distributed import Processes
 
 StageName = Literal["classify", "localize", "seed", "relate", "label", "segment", "evaluate"]
 STAGES: tuple[StageName, ...] = (
@@ -72,6 +73,9 @@ class Config:
     """What that encoder brings: its training as a classifier, random weights, or a PyTorch file's."""
     wandb: str | None = None
     """A project of Weights & Biases to send numbers and overlays to; nothing is sent without it."""
+    distributed: bool = False
+    """Join the other processes of this run: one a host of a TPU pod, one a task of SLURM or Open MPI."""
+    processes: Processes = field(default_factory=Processes)
     phantoms: Phantoms = field(default_factory=Phantoms)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
@@ -86,6 +90,8 @@ class Config:
             raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
         if self.image_size % 32 or self.image_size < 32:
             raise ValueError(f"--image-size must be a multiple of 32, got {self.image_size}")
+        if self.processes.count is not None and not self.distributed:
+            raise ValueError("--processes means nothing without --distributed")
         if self.wandb and not installed("wandb"):
             raise ValueError("--wandb needs a package: pip install 'chexseg-jax[wandb]'")
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from chexseg_jax.artefacts import write_csv, write_json
 from experiments.compare import Arm, Row, check_seeds, compare, cost, heading, output, weak_maps
 from experiments.data import open_data
+from experiments.distributed import join
 from experiments.endings import ending
 from experiments.plots import QUIET, save, tidy
 from experiments.report_tables import known, number
@@ -144,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, runs what is missing, and writes the curve."""
     config = read_flags(SweepConfig, "sweep", SweepConfig, __doc__ or "", arguments)
     arms = arms_of(config)
+    if config.run.distributed:
+        join(config.run.processes)
     with ending(config.run.workdir):
         data = open_data(config.run)
         found = compare(list({arm.name: arm for arm in arms.values()}.values()), data, config.seeds)

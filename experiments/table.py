@@ -34,6 +34,7 @@ from experiments.compare import (
     weak_maps,
 )
 from experiments.data import open_data
+from experiments.distributed import join
 from experiments.endings import ending
 from experiments.plots import COLOURS, QUIET, save, tidy
 from experiments.report_tables import interval, known, number
@@ -204,6 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, runs what is missing, and writes the table."""
     config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
     arms = arms_of(config)
+    if config.run.distributed:
+        join(config.run.processes)
     with ending(config.run.workdir):
         data = open_data(config.run)
         found = compare(arms, data, config.seeds)

@@ -137,15 +137,40 @@ def test_a_signal_stops_after_a_step_that_is_kept(tmp_path, number, at):
     assert logs[0] == logs[1]
 
 
-def test_one_device_equals_eight(tmp_path, monkeypatch):
-    train(tmp_path / "eight")
-    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    monkeypatch.setattr("chexseg_jax.training.mesh", lambda: one)
-    train(tmp_path / "one")
-    same(weights(tmp_path / "eight"), weights(tmp_path / "one"), atol=1e-5)
-    logs = [read_log(tmp_path / name / "metrics.jsonl") for name in ("eight", "one")]
-    for left, right in zip(*logs, strict=True):
-        assert left.get("loss", 0) == pytest.approx(right.get("loss", 0), abs=1e-5)
+def on(monkeypatch, devices):
+    """From here on trainings use the first devices alone."""
+    few = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+    monkeypatch.setattr("chexseg_jax.training.mesh", lambda: few)
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory):
+    """Where a training on all devices, never stopped, has been."""
+    folder = tmp_path_factory.mktemp("eight")
+    train(folder)
+    return folder
+
+
+def agree(left, right):
+    same(weights(left), weights(right), atol=1e-5)
+    logs = [read_log(folder / "metrics.jsonl") for folder in (left, right)]
+    assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
+    for one, other in zip(*logs, strict=True):
+        assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), abs=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_fewer_devices_equal_eight(tmp_path, monkeypatch, on_eight, devices):
+    on(monkeypatch, devices)
+    train(tmp_path)
+    agree(on_eight, tmp_path)
+
+
+def test_a_training_goes_on_with_fewer_devices_and_more(tmp_path, monkeypatch, on_eight):
+    for devices, steps in ((8, 4), (1, 8), (2, 12)):
+        on(monkeypatch, devices)
+        train(tmp_path, steps=steps)
+    agree(on_eight, tmp_path)
 
 
 def test_one_example_a_device(tmp_path):

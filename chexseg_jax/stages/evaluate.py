@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices
 from jaxtyping import Float, Int, UInt8
 
 from chexseg_jax.artefacts import (
@@ -28,6 +27,7 @@ from chexseg_jax.artefacts import (
     write_records,
 )
 from chexseg_jax.data import Source, Subset, framed, once
+from chexseg_jax.devices import wait_for_all
 from chexseg_jax.gates import Gates, best_gates
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.images import Normalisation, letterbox, letterbox_masks
@@ -196,7 +196,7 @@ def run(
                 ]
                 found += [record_of(job.result()) for job in jobs]
             write_records(path, found)
-    sync_global_devices(f"score {folder.path.name}")
+    wait_for_all(f"score {folder.path.name}")
     if jax.process_index() == 0:
         _put_together(config, test, compared, thresholds, gates, size, folder)
     folder.finish(images=len(test))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from chexseg_jax.artefacts import Folder, Records, missing_shards, write_records
 from chexseg_jax.crf import CrfConfig, seeds_from_cams
 from chexseg_jax.data import Source, Subset, framed, once
+from chexseg_jax.devices import wait_for_all
 from chexseg_jax.gradcam import enlarge
 from chexseg_jax.inference import spread
 from chexseg_jax.pathologies import pathology_labels
@@ -72,4 +73,5 @@ def run(config: SeedConfig, *, cams: Records, images: Source, size: int, folder:
             pairs = zip(numbers, seeds, strict=False)
             examples += [dict(index=np.asarray(i), seeds=s) for i, s in pairs]
         write_records(path, examples)
+    wait_for_all(f"seeds {folder.path.name}")  # all of them are counted
     folder.finish(images=len(images), seeded=len(Records(folder, "seeds")))

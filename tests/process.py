@@ -1,0 +1,14 @@
+"""One process of a run: `python tests/process.py DEVICES ARGUMENTS...`, on forced CPU devices."""
+
+import sys
+
+import jax
+
+from chexseg_jax import artefacts
+from experiments.chexseg import main
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+    artefacts.SHARD = 8  # so that few images are several shards, some of them each process's
+    main(sys.argv[2:])

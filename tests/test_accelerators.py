@@ -1,0 +1,145 @@
+"""What is compiled for a TPU or a GPU lowers for it, which needs neither.
+
+Of the choices that depend on the backend the accelerator's are taken: bfloat16, and XLA's own
+convolutions.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+from jax import export
+
+from chexseg_jax.checkpoints import part
+from chexseg_jax.crf import CrfConfig, seeds_from_cams
+from chexseg_jax.devices import compute_dtype
+from chexseg_jax.images import IMAGENET
+from chexseg_jax.inference import Boundaries, Cams, Logits, Probabilities
+from chexseg_jax.models.deeplab import DeepLabV3Plus
+from chexseg_jax.models.irnet import IRNet
+from chexseg_jax.networks import Network, build
+from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.stages import classify, relate, segment
+from chexseg_jax.steps import step_of
+from chexseg_jax.walk import random_walk
+
+SIDE, BATCH, FINDINGS = 32, 2, len(PATHOLOGIES)
+DENSE = Network(blocks=(1, 1, 1, 1), growth=4, width=8)
+RESIDUAL = Network("resnet", (1, 1, 1, 1), width=4)
+
+
+@pytest.fixture(autouse=True)
+def accelerator(monkeypatch):
+    """The process takes itself to have one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+
+def lowered(function, *shapes):
+    """The StableHLO of a function for both; raises what has no lowering there."""
+    return export.export(jax.jit(function), platforms=["tpu", "cuda"])(*shapes).mlir_module()
+
+
+def shape(*sides, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(sides, dtype)
+
+
+IMAGES = shape(BATCH, SIDE, SIDE, 1, dtype=jnp.uint8)
+
+
+def classifier(network=DENSE):
+    return build(network, 14, jax.random.key(0), output_stride=16)
+
+
+def irnet():
+    return IRNet(classifier(RESIDUAL), rngs=nnx.Rngs(0), dtype=compute_dtype())
+
+
+def segmenter():
+    return DeepLabV3Plus(
+        classifier(RESIDUAL),
+        outputs=FINDINGS,
+        width=8,
+        rates=(1, 2, 3),
+        dropout=0.5,
+        dtype=compute_dtype(),
+        rngs=nnx.Rngs(0),
+    )
+
+
+def descent():
+    return optax.adam(1e-3)
+
+
+TRAININGS = {
+    "classify": (
+        classifier,
+        lambda: classify.objective(classify.ClassifyConfig()),
+        descent,
+        nnx.Param,
+        {"labels": shape(BATCH, 14, dtype=jnp.int8)},
+    ),
+    "relate": (
+        irnet,
+        lambda: relate.objective(3, IMAGENET),
+        lambda: relate.descent(relate.RelateConfig(), 10),
+        relate.HEADS,
+        {"seeds": shape(BATCH, SIDE // 4, SIDE // 4, FINDINGS, dtype=jnp.int8)},
+    ),
+    "segment": (
+        segmenter,
+        lambda: segment.objective(IMAGENET),
+        descent,
+        nnx.Param,
+        {
+            "masks": shape(BATCH, SIDE, SIDE, FINDINGS, dtype=jnp.uint8),
+            "known": shape(BATCH, FINDINGS, dtype=bool),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_step_of_every_training_lowers(name):
+    network, objective, optimiser, trained, targets = TRAININGS[name]
+    structure, learned, kept = part(nnx.eval_shape(network), trained)
+    memory = jax.eval_shape(optimiser().init, learned)
+    step = step_of(structure, objective(), optimiser(), jax.random.key(0), trained)
+    text = lowered(
+        lambda *arguments: step(*arguments, None),
+        {"learned": learned, "kept": kept, "optimiser": memory, "sound": shape(dtype=bool)},
+        {"images": IMAGES, **targets},
+        shape(dtype=jnp.int32),
+        shape(1, dtype=jnp.int32),
+    )
+    assert "bf16" in text and "stablehlo.convolution" in text
+
+
+@pytest.mark.parametrize(
+    ("question", "network"),
+    [
+        (Logits, classifier),
+        (Cams, classifier),
+        (Boundaries, irnet),
+        (Probabilities, segmenter),
+    ],
+)
+def test_every_question_lowers(question, network):
+    structure, state = nnx.split(nnx.eval_shape(network))
+
+    def ask(state, images):
+        return question(IMAGENET)(nnx.merge(structure, state), images)
+
+    text = lowered(ask, state, IMAGES)
+    assert "bf16" in text and "stablehlo.convolution" in text
+
+
+def test_seeds_and_the_walk_lower():
+    maps = shape(BATCH, 8, 8, FINDINGS)
+    make = partial(seeds_from_cams, config=CrfConfig(), disease=0.3, background=0.05, stride=4)
+    images, labels = shape(BATCH, 8, 8, 1), shape(BATCH, FINDINGS, dtype=jnp.int32)
+    assert "stablehlo.while" in lowered(make, maps, images, labels)
+    walk = partial(random_walk, radius=3, beta=5.0, steps=8)
+    assert "stablehlo.while" in lowered(walk, maps, shape(BATCH, 8, 8))
