@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 ROOT = Path(__file__).parents[1]
 COUNTS = ("--pictures=300", "--masks=300", "--tables=250", "--weights=200", "--dicoms=200")
 
