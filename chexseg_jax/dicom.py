@@ -5,13 +5,23 @@ C.11.2.1), or from least to greatest where the file has neither; MONOCHROME1 is 
 black. What cannot be shown so without guessing is refused by name. Needs the extra `dicom`.
 """
 
+import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from chexseg_jax.radiographs import Radiograph, RadiographError, Spacing, check_size, scaled
+from chexseg_jax.radiographs import (
+    MAX_PIXELS,
+    Radiograph,
+    RadiographError,
+    Spacing,
+    check_size,
+    content_of,
+    scaled,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -40,18 +50,18 @@ def read_dicom(path: Path) -> Radiograph:
     """
     pydicom, header = _pydicom(), None
     try:
-        _check_kind(path, pydicom.filereader.read_file_meta_info(path))
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        content = content_of(path)
+        _check_kind(path, _meta(content))
+        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
         _check(path, header)
-        dataset = pydicom.dcmread(path)
+        dataset = pydicom.dcmread(io.BytesIO(content))
         return Radiograph(_shown(dataset)[..., None], spacing_of(header))
     except RadiographError:
         raise
     except Exception as error:  # pydicom and its decoders raise what they like on damaged files
-        syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
-        stored = f", stored as {syntax.name}" if syntax is not None and syntax.is_compressed else ""
         raise RadiographError(
-            f"{path}: its pixels cannot be decoded{stored} ({type(error).__name__}: {error!s:.120}); "
+            f"{path}: its pixels cannot be decoded{_stored(header)} "
+            f"({type(error).__name__}: {error!s:.120}); "
             "convert it to uncompressed DICOM, or leave it out"
         ) from None
 
@@ -60,9 +70,29 @@ def spacing_of(dataset: "Dataset") -> Spacing | None:
     """Returns the size of pixels: in the patient if the file knows it, else at the detector."""
     for attribute in ("PixelSpacing", "ImagerPixelSpacing"):
         found = dataset.get(attribute)
-        if found is not None and len(found) == 2 and min(map(float, found)) > 0:
+        if found is None or len(found) != 2:
+            continue
+        if all(0 < float(side) < math.inf for side in found):
             return Spacing(float(found[0]), float(found[1]), attribute)
     return None
+
+
+def _meta(content: bytes) -> "Dataset":
+    """Returns the file's own header, which says how the rest is to be read."""
+    from pydicom.filereader import read_dataset, read_preamble
+
+    file = io.BytesIO(content)
+    read_preamble(file, force=False)
+    return read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+
+
+def _stored(header: "Dataset | None") -> str:
+    """Returns how pixels are compressed, in words, if they are and the header says so."""
+    try:
+        syntax = header.file_meta.TransferSyntaxUID  # type: ignore[union-attr]
+        return f", stored as {syntax.name}" if syntax.is_compressed else ""
+    except (AttributeError, ValueError):  # a name that is none
+        return ""
 
 
 def _check_kind(path: Path, meta: "Dataset") -> None:
@@ -89,6 +119,9 @@ def _check(path: Path, dataset: "Dataset") -> None:
         f"its pixels are {photometric}; only MONOCHROME1 and MONOCHROME2 are read": (
             photometric not in ("MONOCHROME1", "MONOCHROME2")
         ),
+        f"it has {dataset.get('SamplesPerPixel')} values a pixel, where grey has one; leave it out": (
+            int(dataset.get("SamplesPerPixel") or 1) != 1
+        ),
         f"it is rotated or mirrored (Patient Orientation {'/'.join(orientation)}); turn it to L/F": (
             bool(orientation) and orientation != UPRIGHT
         ),
@@ -101,15 +134,26 @@ def _check(path: Path, dataset: "Dataset") -> None:
     for reason, refused in refusals.items():
         if refused:
             raise RadiographError(f"{path}: {reason}")
-    check_size(path, int(dataset.Rows), int(dataset.Columns))
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    check_size(path, rows, columns)
+    bits = int(dataset.get("BitsAllocated") or 8)
+    if not 0 < rows * columns * bits <= 16 * MAX_PIXELS:
+        raise RadiographError(
+            f"{path}: {rows} x {columns} pixels of {bits} bits, where {16 * MAX_PIXELS} bits in all "
+            "are read; make it smaller"
+        )
 
 
 def _shown(dataset: "Dataset") -> UInt8[np.ndarray, "h w"]:
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     stored = dataset.pixel_array
+    if stored.ndim != 2:  # pydicom takes pixels enough for several frames to be several
+        raise ValueError(f"the pixels make an array of shape {stored.shape}, no single frame")
     padding = _padding(stored, dataset)
     values = np.asarray(apply_modality_lut(stored, dataset))
+    if not np.isfinite(values).all():
+        raise ValueError("rescaled values that are not finite")
     if dataset.get("VOILUTSequence"):
         table = dataset.VOILUTSequence[0]
         bits = int(table.LUTDescriptor[2])
@@ -137,8 +181,8 @@ def _windowed(values: Float[np.ndarray, "h w"], dataset: "Dataset") -> UInt8[np.
 
     centre, width = first(dataset.WindowCenter), first(dataset.WindowWidth)
     function = str(dataset.get("VOILUTFunction") or "LINEAR")
-    if width < (1 if function == "LINEAR" else 1e-12):
-        raise ValueError(f"a window {width} wide")
+    if not (width >= (1 if function == "LINEAR" else 1e-12) and math.isfinite(centre + width)):
+        raise ValueError(f"a window {width} wide about {centre}")
     match function:
         case "LINEAR":
             shares = (values - (centre - 0.5)) / max(width - 1, 1e-12) + 0.5

@@ -4,6 +4,8 @@ Sizes are read from the header and refused before a pixel is decoded. A PNG of 1
 many of them it uses, and is scaled from its least value to its greatest.
 """
 
+import io
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from PIL import Image
 
 MAX_PIXELS: Final = 2**27
 """The largest radiograph that is decoded: twice the largest detector in use."""
+MAX_BYTES: Final = 2**30
+"""The largest file that is read: the largest radiograph in four bytes a pixel, twice over."""
 ORIENTATION: Final = 0x0112
 """EXIF's tag."""
 
@@ -49,7 +53,8 @@ def read_picture(path: Path) -> Radiograph:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["JPEG", "PNG"]) as picture:
+            content = io.BytesIO(content_of(path))
+            with Image.open(content, formats=["JPEG", "PNG"]) as picture:
                 check_size(path, picture.height, picture.width)
                 turned = picture.getexif().get(ORIENTATION, 1)
                 if turned != 1:
@@ -68,6 +73,21 @@ def read_picture(path: Path) -> Radiograph:
             f"{path}: no readable JPEG, PNG or DICOM file ({type(error).__name__}: {error!s:.80}); "
             "convert it or leave it out"
         ) from None
+
+
+def content_of(path: Path) -> bytes:
+    """Returns a file's bytes, which decoders are given in its stead.
+
+    They ask a file for as many bytes as it claims to have, and take memory for all of them.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise RadiographError(f"{path}: is not a file; give files")
+    if status.st_size > MAX_BYTES:
+        raise RadiographError(
+            f"{path}: {status.st_size} bytes exceed the limit of {MAX_BYTES}; make it smaller"
+        )
+    return path.read_bytes()
 
 
 def check_size(path: Path, height: int, width: int) -> None:

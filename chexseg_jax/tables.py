@@ -18,6 +18,10 @@ ORDER = sorted(range(len(PATHOLOGIES)), key=PATHOLOGIES.__getitem__)
 """CheXlocalize sorts its columns and rows by name."""
 
 
+DAMAGED = (csv.Error, OverflowError, RecursionError)
+"""What reading raises beside the usual of a file that is damaged."""
+
+
 class TableError(ValueError):
     """A file that is not the table it should be."""
 
@@ -85,16 +89,20 @@ def read_thresholds(path: Path) -> Float[np.ndarray, "k"]:
     Raises:
         TableError: there is not one number on [0, 1] for each pathology; the message names the file.
     """
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
             found = dict(zip(PATHOLOGIES, json.loads(text), strict=True))
         else:
             rows = csv.DictReader(text.splitlines())
             found = {canonical(row["task"]): float(row["threshold"]) for row in rows}
         values = np.array([found[name] for name in PATHOLOGIES], np.float64)
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+    except (LookupError, TypeError, ValueError, AttributeError, *DAMAGED) as error:
         raise TableError(f"{path}: not a threshold for each of the ten ({error!r:.80})") from None
+    if values.shape != (len(PATHOLOGIES),):
+        raise TableError(f"{path}: a threshold is no number")
     if not ((values >= 0) & (values <= 1)).all():
         raise TableError(f"{path}: a threshold lies outside [0, 1]")
     return values

@@ -39,6 +39,8 @@ def find_images(patterns: Sequence[str]) -> list[Task]:
     for path, name in sorted(found.items()):
         chexpert = CHEXPERT.search(path.as_posix())
         image_id = "_".join(chexpert.groups()) if chexpert else name.replace("/", "_")
+        if image_id in (".", ".."):
+            raise DataError(f"{path}: its results cannot be called {image_id!r}; rename it")
         if image_id in owners:
             raise DataError(
                 f"{path}: its results would be called {image_id}, as those of {owners[image_id]}; "
@@ -49,6 +51,11 @@ def find_images(patterns: Sequence[str]) -> list[Task]:
     return tasks
 
 
+def _bare(path: Path) -> str:
+    """Returns a path without its suffix, which may leave nothing but dots of its name."""
+    return path.as_posix().removesuffix(path.suffix)
+
+
 def _meant(pattern: str) -> Iterator[tuple[Path, str]]:
     """Gives files, each with its path below what was asked for."""
     path = Path(pattern).expanduser()
@@ -57,7 +64,7 @@ def _meant(pattern: str) -> Iterator[tuple[Path, str]]:
         if not files:
             raise DataError(f"{path}: no file in it ends in {', '.join(SUFFIXES)}")
         for file in files:
-            yield file, file.relative_to(path).with_suffix("").as_posix()
+            yield file, _bare(file.relative_to(path))
     elif path.is_file():
         yield path, path.stem
     elif has_magic(pattern):

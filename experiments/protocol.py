@@ -29,10 +29,10 @@ Runs = list[Int64[np.ndarray, "r"]]
 def read_json(path: Path) -> dict[str, dict[str, Any]]:
     """Returns what a file says of each image, pathologies under our names."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: must be an object of images by id, and hold at least one")

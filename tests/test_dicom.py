@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pydicom
 import pytest
@@ -121,6 +123,31 @@ def test_what_may_grow_or_lead_elsewhere_is_never_read(tmp_path, attribute, uid,
     setattr(header.file_meta, attribute, uid)
     header.save_as(path)
     with pytest.raises(RadiographError, match=rf"a\.dcm: {said}"):
+        read_dicom(path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"RescaleSlope": "nan", "RescaleIntercept": "0"}, "not finite"),
+        ({"WindowCenter": "nan", "WindowWidth": "9"}, "window 9"),
+        ({"WindowCenter": "9", "WindowWidth": "inf"}, "window inf"),
+        ({"Rows": 4}, "no single frame"),
+    ],
+)
+def test_numbers_that_are_none_and_pixels_for_more_frames_are_refused(tmp_path, tags, said):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of such numbers and of the frames that it adds
+        path = write_dicom(tmp_path / "a.dcm", RAMP, bits=12, **tags)
+        with pytest.raises(RadiographError, match=rf"a\.dcm: .*{said}"):
+            read_dicom(path)
+
+
+def test_a_transfer_syntax_that_is_none_is_refused_by_name(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, bits=12)
+    content = path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0")
+    path.write_bytes(content)
+    with pytest.raises(RadiographError, match=r"a\.dcm: its pixels cannot be decoded"):
         read_dicom(path)
 
 

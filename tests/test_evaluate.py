@@ -333,12 +333,16 @@ def test_files_that_are_no_json_or_no_folder(tmp_path, files, capsys):
     (tmp_path / "text.json").write_text("{")
     with pytest.raises(SystemExit):
         run(files | {"pred": str(tmp_path / "text.json")}, tmp_path / "out")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(SystemExit):
+        run(files | {"pred": str(tmp_path / "deep.json")}, tmp_path / "out")
     with pytest.raises(SystemExit):
         run(files | {"pred": write(tmp_path / "empty.json", {})}, tmp_path / "out")
     with pytest.raises(SystemExit):
         run(files, Path(files["gt"]))
     said = capsys.readouterr().err
-    assert "text.json: not JSON" in said and "hold at least one" in said and "is a file" in said
+    assert "text.json: not JSON" in said and "deep.json: not JSON" in said
+    assert "hold at least one" in said and "is a file" in said
 
 
 def test_points_of_other_images_are_no_misses(tmp_path, files, capsys):

@@ -1,15 +1,21 @@
-"""Hostile paths in a table: each is refused by row and column, and nothing outside is touched."""
+"""Hostile paths and names in tables, JSON and archives: nothing outside is touched."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from chexpert_trees import write_image, write_table
+from chexpert_trees import write_image, write_json, write_table
+from test_torchfiles import archive, state, tensor
 
+from chexseg_jax.masks import encode_rle
+from chexseg_jax.models.torchfiles import read_torch
+from chexseg_jax.pathologies import PATHOLOGIES
 from datasets.errors import DataError
 from datasets.films import find_films, read_picture
 from datasets.layout import Table
 from datasets.tables import read_rows
+from experiments.evaluate import main as evaluate
 
 FILM = "patient00001/study1/view1_frontal.jpg"
 HOSTILE = [
@@ -87,3 +93,49 @@ def test_a_link_out_of_the_root_is_refused(tmp_path, linked):
     (film,) = find_films(table, read_rows(table.csv, "train"), root, progress=False)
     with pytest.raises(DataError, match=r"row 2, column Path\): .*leaves the root"):
         read_picture(film)
+
+
+NAMES = [
+    "../../x",
+    "/x",
+    "..",
+    "x/../../y",
+    "C:\\x",
+    "~/x",
+    "x\0y",
+    "x\ny",
+    "=1+1",
+    "<b>",
+    "CON",
+    "",
+]
+
+
+def outside(folder: Path, out: Path) -> dict[str, tuple[int, int]]:
+    """Returns what is below a folder but not below the folder of results, nor that itself."""
+    found = listing(folder)
+    del found[os.fspath(folder / "inner")]  # `out` appears in it
+    return {name: seen for name, seen in found.items() if not Path(name).is_relative_to(out)}
+
+
+def test_image_ids_that_are_paths_name_no_file(tmp_path):
+    (tmp_path / "inner").mkdir()
+    out = tmp_path / "inner" / "out"
+    masks = dict.fromkeys(PATHOLOGIES, encode_rle(np.eye(4) > 0))
+    write_json(tmp_path / "masks.json", dict.fromkeys(NAMES, masks))
+    before = outside(tmp_path, out)
+    evaluate(
+        [f"--gt={tmp_path / 'masks.json'}", f"--pred={tmp_path / 'masks.json'}", f"--out={out}"]
+    )
+    assert outside(tmp_path, out) == before
+    assert all(path.parent == out for path in out.rglob("*"))
+
+
+def test_names_in_an_archive_are_never_written(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    program = state(a=tensor("../../x", (2,), (1,), 2))
+    path = archive(tmp_path / "a.pth", program, {"../../x": np.ones(2, np.float32)})
+    before = listing(tmp_path)
+    assert read_torch(path)["a"].tolist() == [1, 1]
+    assert listing(tmp_path) == before

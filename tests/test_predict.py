@@ -6,6 +6,7 @@ import pytest
 from dicoms import write_dicom
 from PIL import Image
 from small_networks import SEGMENTER, SIDE, STATED
+from test_paths import outside
 
 from chexseg_jax.exports import export, load_segmenter
 from chexseg_jax.images import letterbox, unletterbox
@@ -155,3 +156,51 @@ def test_bombs_and_turned_pictures_are_refused_before_decoding(tmp_path):
     Image.fromarray(picture(8, 8)).save(tmp_path / "turned.jpg", exif=exif)
     with pytest.raises(RadiographError, match="rotation"):
         read_picture(tmp_path / "turned.jpg")
+
+
+FILES = [
+    "a...png",
+    "....png",
+    "~.png",
+    "a\\..\\b.png",
+    "x\ny.png",
+    "=1+1.png",
+    "<b>&.png",
+    "--out.png",
+]
+FILES = [
+    *FILES,
+    "C:x.png",
+    "\uff0e\uff0e\uff0fx.png",
+    "n" * 230 + ".png",
+    "%2e%2e%2fx.png",
+    " .png",
+]
+
+
+def test_predictions_of_hostile_names_and_links_stay_in_their_folder(model, tmp_path):
+    images, out = tmp_path / "inner" / "images", tmp_path / "inner" / "out"
+    images.mkdir(parents=True)
+    (tmp_path / "canary").mkdir()
+    for path in [*(images / name for name in FILES), tmp_path / "canary" / "secret.png"]:
+        with path.open("wb") as file:
+            Image.fromarray(picture(16, 12)).save(file, "PNG")
+    (images / "link").symlink_to(tmp_path / "canary", target_is_directory=True)
+    (images / "link.png").symlink_to(tmp_path / "canary" / "secret.png")
+    before = outside(tmp_path, out)
+    assert predict(model, images, out, "--maps", "--batch-size=8") == 0
+    assert outside(tmp_path, out) == before
+    predictions = json.loads((out / "pred_segmentations.json").read_text())
+    assert len(predictions) == len(FILES) + 1
+    assert len(list((out / "overlays").iterdir())) == len(predictions)
+    assert len(list((out / "maps").iterdir())) == len(predictions)
+    assert all(path.name != "secret.png" for path in out.rglob("*"))
+    assert "<b>&" not in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["...png", "..png"])
+def test_names_of_dots_are_refused(tmp_path, name):
+    Image.fromarray(picture(16, 12)).save(tmp_path / name, "PNG")
+    for pattern in (str(tmp_path), str(tmp_path / name)):
+        with pytest.raises(DataError, match=r"cannot be called '\.+'; rename it"):
+            find_images([pattern])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.tables import read_thresholds, write_thresholds
+from chexseg_jax.tables import TableError, read_thresholds, write_thresholds
 
 VALUES = np.arange(10) / 20
 
@@ -44,3 +44,25 @@ def test_what_is_no_thresholds_is_refused(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"thresholds\.txt: .*{said}"):
         read_thresholds(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"[" + b"9" * 400 + b"]",
+        b"[" + b",".join([b"1" + b"0" * 400] * 10) + b"]",
+        json.dumps([[0.5]] * 10).encode(),
+        b"threshold,task\n0.5\n",
+        b'threshold,task\n"' + b"a" * 200_000 + b'",Edema\n',
+    ],
+    ids=range(7),
+)
+def test_damaged_thresholds_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=r"t\.csv: "):
+        read_thresholds(path)
+    with pytest.raises(TableError, match=r"none\.csv: cannot be read"):
+        read_thresholds(tmp_path / "none.csv")

@@ -253,3 +253,25 @@ def test_a_file_of_ours_says_which_pixels_its_weights_expect(tmp_path):
     save_safetensors(path, to_torch(densenet()), {"normalisation": '{"mean": [0.5], "std": [1]}'})
     with pytest.raises(ValueError, match=r"ours\.safetensors: its normalisation"):
         load_torch(path, densenet(seed=1))
+    for text in ('{"mean": [NaN, 0.5, 0.5], "std": [1.0, 1.0, 1.0]}', "[" * 100_000):
+        save_safetensors(path, to_torch(densenet()), {"normalisation": text})
+        with pytest.raises(ValueError, match=r"ours\.safetensors: its normalisation"):
+            load_torch(path, densenet())
+    text = '{"mean": [0.5, 0.5, 0.5], "std": [1.0, 0.0, 1.0]}'
+    save_safetensors(path, to_torch(densenet()), {"normalisation": text})
+    with pytest.raises(ValueError, match=r"ours\.safetensors: its normalisation"):
+        load_torch(path, densenet())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_weights_that_are_not_finite_are_refused(value):
+    state = drawn(densenet)
+    state["features.conv0.weight"] = state["features.conv0.weight"].astype(np.float64)
+    state["features.conv0.weight"][0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"features\.conv0\.weight has values that are not finite"):
+        load_torch(state, densenet())
+
+
+def test_a_state_dict_inside_whose_keys_are_no_names():
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_torch({"state_dict": {3: np.zeros(2, np.float32)}}, densenet())

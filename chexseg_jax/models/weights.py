@@ -64,8 +64,7 @@ def load_torch(
     """
     name = f"{source}: " if isinstance(source, Path) else ""
     found, stated = read_state(source) if isinstance(source, Path) else (source, None)
-    inner = found.get("state_dict")
-    publisher, given = plain(inner if isinstance(inner, Mapping) else found)
+    publisher, given = plain(inner_of(found, name))
     wanted = {key: path for path, key in names_of(model).items()}
     heads = {key for key in wanted if re.match(r"(classifier|fc)\.", key)}
     if not (head and publisher.head):
@@ -81,7 +80,10 @@ def load_torch(
     for key, path in wanted.items():
         if not isinstance(given[key], np.ndarray) or not is_real(given[key].dtype):
             raise ValueError(f"{name}{key} is no array of real numbers")
-        value = to_ours(np.asarray(given[key], np.float32))
+        with np.errstate(over="ignore"):
+            value = to_ours(np.asarray(given[key], np.float32))
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name}{key} has values that are not finite; take another checkpoint")
         if publisher is TORCHXRAYVISION and key == "features.conv0.weight":
             value = over_three_channels(value)
         shape = state[path].get_value().shape
@@ -120,6 +122,15 @@ def read_state(path: Path) -> tuple[Mapping[str, Any], Normalisation | None]:
     return found, stated
 
 
+def inner_of(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns the state dict that a checkpoint holds among other things, or is."""
+    inner = found.get("state_dict")
+    state = inner if isinstance(inner, Mapping) else found
+    if not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{name}it holds no state dict; save model.state_dict() instead")
+    return state
+
+
 def stated_in(text: str, path: Path) -> Normalisation:
     """Returns the normalisation that `save_torch` noted."""
     try:
@@ -127,9 +138,9 @@ def stated_in(text: str, path: Path) -> Normalisation:
             case {
                 "mean": [float(), float(), float()] as mean,
                 "std": [float(), float(), float()] as std,
-            }:
+            } if np.isfinite([*mean, *std]).all() and min(std) > 0:
                 return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise ValueError(
         f"{path}: its normalisation is no mean and standard deviation of three channels"

@@ -84,11 +84,11 @@ def rasterise(drawing: Drawing) -> UInt16[np.ndarray, "h w"]:
         return pack_rles(drawing)
     height, width = size_of({"size": drawing["img_size"]})
     contours = {name: drawing[name] for name in drawing if name != "img_size"}
-    empty = np.zeros((height, width), bool)
-    masks = {"Cardiomegaly": empty} if not contours else {}
-    for name, lists in contours.items():
-        masks[name] = fill_polygons(_contours(name, lists, height, width), height, width)
-    return pack_rles({name: encode_rle(mask) for name, mask in masks.items()})
+    rles = {}  # of ten large masks no more than one is held whole
+    for name, lists in contours.items() or [("Cardiomegaly", [])]:
+        mask = fill_polygons(_contours(name, lists, height, width), height, width)
+        rles[name] = encode_rle(mask)
+    return pack_rles(rles)
 
 
 def _contours(name: str, contours: Any, height: int, width: int) -> list[list[tuple[float, float]]]:

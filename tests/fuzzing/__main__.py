@@ -1,0 +1,52 @@
+"""`python -m tests.fuzzing`: damages files, reads them, and prints what came of it.
+
+A fault is a reader that dies, hangs, outgrows its memory, raises what it does not document, does not
+name the file, or accepts what is unsound. There must be none.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from tests.fuzzing.judging import MEMORY, SECONDS, torment
+from tests.fuzzing.targets import TARGETS
+
+COUNTS = {"pictures": 10_000, "masks": 5_000, "tables": 2_000, "weights": 1_000, "dicoms": 2_000}
+
+
+def main() -> None:
+    """Reads the flags and does what they ask."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, count in COUNTS.items():
+        parser.add_argument(f"--{name}", type=int, default=count)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a folder for files that are faults")
+    parser.add_argument("--out", type=Path, help="where the figures go as JSON")
+    asked = parser.parse_args()
+    figures: dict[str, dict] = {}
+    print(f"bounds: {SECONDS} s and {MEMORY >> 20} MiB more address space a file")
+    print("kind       inputs accepted refusals kinds corpus worst s peak MiB faults", flush=True)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = asked.keep or Path(passing)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in TARGETS.items():
+            tally = torment(name, target, getattr(asked, name), asked.seed, folder)
+            print(
+                f"{name:10} {tally.inputs:6} {tally.accepted:8} {tally.refused.total():8} "
+                f"{len(tally.refused):5} {tally.corpus:6} {tally.seconds:7.2f} "
+                f"{tally.memory >> 20:8} {len(tally.faults):6}"
+            )
+            for kind, count in tally.refused.most_common(4):
+                print(f"    {count:6} {kind}")
+            for fault in tally.faults[:40]:
+                print(f"    FAULT {fault}", flush=True)
+            figures[name] = vars(tally)
+    if asked.out:
+        asked.out.write_text(json.dumps(figures, indent=1))
+    if any(figure["faults"] for figure in figures.values()):
+        raise SystemExit("faults: see above")
+
+
+if __name__ == "__main__":
+    main()
