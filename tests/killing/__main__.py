@@ -45,7 +45,8 @@ def main() -> None:
         if asked.saves:
             note("saves", saves.torment(asked.saves, base, chance))
         if (asked.stages and asked.kills) or asked.sigterms:
-            spans = stages.unbroken(base)
+            last = max((*asked.stages, "classify"), key=stages.STAGES.index)
+            spans = stages.unbroken(base, last)
             print({name: round(span, 2) for name, span in spans.items()}, flush=True)
             if asked.sigterms:
                 keep("sigterm", asking.ask(asked.sigterms, base, spans["classify"], chance))
