@@ -64,12 +64,15 @@ class Checkpoints:
         return self._manager.best_step()
 
     def best_score(self) -> dict[str, float]:
-        """Returns the best step and its score."""
+        """Returns the best step and its score, at the end; what is left of other steps is deleted."""
         with writing(self._folder):
             self._manager.wait_until_finished()
         step = self._manager.best_step()
         if step is None:
             raise FileNotFoundError(f"{self._manager.directory} holds no checkpoint")
+        # Orbax deletes file by file: a process killed in that leaves half a step.
+        for other in {*self._manager.all_steps()} - {step, self.latest()}:
+            self._manager.delete(other)
         return {"best_step": float(step), "score": float(self._manager.metrics(step)["score"])}
 
     def save(self, step: int, items: dict[str, Any], score: float) -> None:

@@ -5,15 +5,21 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
+PATIENCE = 300.0
+"""A life longer than this hangs, seconds."""
+
 
 def begin(work: Callable[[], object], said: Path, cache: Path) -> int:
     """Forks a process that does some work, and returns its id; this one must not have used JAX yet."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of threads, of which there are none yet
+        pid = os.fork()
     if pid:
         return pid
     code = 1
@@ -24,6 +30,7 @@ def begin(work: Callable[[], object], said: Path, cache: Path) -> int:
         os.dup2(file, 2)
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         work()
         code = 0
     except SystemExit as ended:
@@ -43,8 +50,25 @@ def ended(pid: int) -> int | None:
 
 
 def finish(pid: int) -> int:
-    """Waits for a process and returns its exit code."""
+    """Waits for a process and returns its exit code; one that hangs is killed."""
+    code = wait(pid, lambda: False)
+    return kill(pid) if code is None else code
+
+
+def kill(pid: int) -> int:
+    """Kills a process with all that it started, and returns its exit code."""
+    os.killpg(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait(pid: int, until: Callable[[], bool]) -> int | None:
+    """Waits until something holds, or the process hangs; returns its exit code if it ended before."""
+    limit = time.monotonic() + PATIENCE
+    while time.monotonic() < limit and not until():
+        if (code := ended(pid)) is not None:
+            return code
+        time.sleep(0.002)
+    return None
 
 
 def kill_once(
@@ -55,15 +79,10 @@ def kill_once(
     Returns:
         None if it was killed, else the exit code it ended with before.
     """
-    while not aimed():
-        if (code := ended(pid)) is not None:
-            return code
-        time.sleep(0.001)
-    until = time.monotonic() + chance.uniform(0, span)
-    while time.monotonic() < until:
-        if (code := ended(pid)) is not None:
-            return code
-        time.sleep(0.001)
-    os.killpg(pid, signal.SIGKILL)
-    code = finish(pid)
+    if (code := wait(pid, aimed)) is not None:
+        return code
+    moment = time.monotonic() + chance.uniform(0, span)
+    if (code := wait(pid, lambda: time.monotonic() >= moment)) is not None:
+        return code
+    code = kill(pid)
     return None if code == -signal.SIGKILL else code

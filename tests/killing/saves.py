@@ -1,13 +1,11 @@
-"""Kills inside checkpoint writes, and what SIGTERM costs."""
+"""Kills inside checkpoint writes."""
 
 import os
 import random
 import shutil
-import signal
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -16,10 +14,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from chexseg_jax.stopping import Stopped, stoppable
+from chexseg_jax.checkpoints import Checkpoints
 from chexseg_jax.training import fit
-from tests.killing.lives import begin, ended, finish, kill_once
-from tests.killing.stages import Counted
+from tests.killing.asking import newest
+from tests.killing.digests import look
+from tests.killing.lives import begin, finish, kill_once
+from tests.killing.stages import LIVES, Counted, differing
 
 STEPS = 12
 
@@ -44,22 +44,24 @@ def train(folder: Path) -> None:
         noise = jax.random.normal(key, (1024,))
         return jnp.mean((model(batch["x"]) - noise[None]) ** 2), {}
 
-    with stoppable():
-        try:
-            fit(
-                model,
-                examples,
-                objective,
-                optax.adam(1e-3),
-                folder=folder,
-                name="saves",
-                batch_size=8,
-                steps=STEPS,
-                every=1,
-                key=jax.random.key(0),
-            )
-        except Stopped as stopped:
-            raise SystemExit(stopped.code) from stopped
+    def restore(self: Checkpoints, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        found = restores(self, step, items)
+        folder.with_suffix(".restored").write_text(str(step))
+        return found
+
+    restores, Checkpoints.restore = Checkpoints.restore, restore
+    fit(
+        model,
+        examples,
+        objective,
+        optax.adam(1e-3),
+        folder=folder,
+        name="saves",
+        batch_size=8,
+        steps=STEPS,
+        every=1,
+        key=jax.random.key(0),
+    )
 
 
 def _example(index: int) -> dict[str, np.ndarray]:
@@ -69,7 +71,15 @@ def _example(index: int) -> dict[str, np.ndarray]:
 def life(folder: Path, base: Path) -> int:
     """Begins or goes on with the training; returns its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    return begin(lambda: train(folder), base / "saves.log", base / "cache-saves")
+    folder.with_suffix(".restored").unlink(missing_ok=True)
+    return begin(lambda: train(folder), base / "saves.log", base / "cache")
+
+
+def restored(folder: Path) -> int | None:
+    """Returns the step that the last life went on from, None if it was not to that point."""
+    path = folder.with_suffix(".restored")
+    said = path.read_text() if path.exists() else ""
+    return int(said) if said else None
 
 
 def writing(folder: Path) -> bool:
@@ -80,61 +90,35 @@ def writing(folder: Path) -> bool:
         return False
 
 
-def newest(folder: Path) -> int:
-    """Returns the newest complete step."""
-    return max(
-        (int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()), default=0
-    )
-
-
-def writing_after(folder: Path, step: int) -> bool:
-    """Returns whether a checkpoint is being written, and this step is there already."""
-    return writing(folder) and newest(folder) >= step
-
-
-def torment(
-    kills: int, base: Path, chance: random.Random, look: Callable[[Path], dict[str, str]]
-) -> Counted:
+def torment(kills: int, base: Path, chance: random.Random) -> Counted:
     """Kills checkpoint writes so many times; every training is ended and compared."""
     if finish(life(base / "saves", base)):
         raise SystemExit((base / "saves.log").read_text())
-    expected, counted, trial = look(base / "saves"), Counted(), 0
-    while counted.kills < kills:
-        trial, code = trial + 1, -1
-        folder = base / f"saves-{trial}"
+    expected, counted = look(base / "saves"), Counted()
+    while counted.kills < kills and counted.lives < LIVES * kills:
+        code, folder = -1, base / f"saves-{counted.compared}"
         while code != 0:
             counted.lives += 1
-            started, wanted = time.monotonic(), counted.kills < kills
+            started, kept = time.monotonic(), newest(folder)
             pid = life(folder, base)
-            if wanted:
+            if counted.kills < kills:
                 # Not always in the first save of a life, or a training would never get on.
-                beyond = newest(folder) + chance.randint(0, 3)
-                code = kill_once(pid, partial(writing_after, folder, beyond), 0.02, chance)
+                beyond = kept + chance.randint(0, 3)
+
+                def aimed(folder: Path = folder, beyond: int = beyond) -> bool:
+                    return writing(folder) and newest(folder) >= beyond
+
+                code = kill_once(pid, aimed, 0.02, chance)
                 counted.kills += code is None and writing(folder)
             else:
                 code = finish(pid)
-            if code not in (None, 0):
+            if code:
                 counted.mismatches.append(f"a life ended with {code}")
                 return counted
+            if (found := restored(folder)) not in (kept, None):
+                counted.mismatches.append(f"step {kept} was there and {found} was restored")
         counted.recoveries.append(time.monotonic() - started)
-        found = look(folder)
-        counted.mismatches += [
-            name for name in {*found, *expected} if found.get(name) != expected.get(name)
-        ]
+        counted.mismatches += differing(look(folder), expected)
+        counted.compared += 1
         shutil.rmtree(folder)
     return counted
-
-
-def terminate(base: Path, chance: random.Random) -> dict[str, float]:
-    """Sends SIGTERM while a training steps; returns the exit code and the seconds to it."""
-    folder = base / "terminated"
-    pid = life(folder, base)
-    while not (folder / "checkpoints").is_dir() or not any((folder / "checkpoints").iterdir()):
-        if ended(pid) is not None:
-            raise SystemExit((base / "saves.log").read_text())
-        time.sleep(0.001)
-    time.sleep(chance.uniform(0, 0.2))
-    started = time.monotonic()
-    os.kill(pid, signal.SIGTERM)
-    code = finish(pid)
-    return {"code": code, "seconds": round(time.monotonic() - started, 2)}

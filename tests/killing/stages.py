@@ -3,12 +3,15 @@
 import random
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from experiments.chexseg import main
-from tests.killing.lives import begin, ended, finish, kill_once
+from experiments import chexseg, pipeline
+from experiments.data import open_data
+from experiments.settings import read_arguments
+from tests.killing.digests import look
+from tests.killing.lives import begin, finish, kill_once
 
 STAGES = (
     *("phantoms", "classify", "localize", "seed", "relate", "label", "segment", "evaluate"),
@@ -16,11 +19,15 @@ STAGES = (
 )
 TINY = (
     *("--phantoms.train=32", "--phantoms.valid=16", "--phantoms.test=8"),
-    *("--phantoms.short-side=64", "--image-size=64", "--classify.network.blocks", *"2222"),
+    *("--phantoms.short-side=64", "--image-size=64", "--classify.network.blocks", *"1111"),
     *("--classify.batch-size=8", "--classify.epochs=4", "--classify.every=4"),
-    *("--localize.batch-size=8", "--relate.radius=3", "--relate.every=2"),
-    *("--segment.width=16", "--segment.epochs=4", "--segment.every=4", "--rho=0.9"),
+    *("--localize.batch-size=8", "--relate.radius=3", "--relate.batch-size=4"),
+    *("--relate.every=1", "--segment.width=16", "--segment.batch-size=8"),
+    *("--segment.epochs=2", "--segment.every=3", "--rho=0.9"),
 )
+"""Each training has four checkpoints at the least."""
+LIVES = 4
+"""So many lives are tried for each kill; a stage may be over before its kill."""
 
 
 @dataclass
@@ -29,99 +36,124 @@ class Counted:
 
     kills: int = 0
     lives: int = 0
+    compared: int = 0
     recoveries: list[float] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
 
 
-def folders(workdir: Path, stage: str) -> list[Path]:
-    """Returns a stage's folders; the label stage has one for each kind of pseudo-mask."""
-    return [path for path in workdir.glob(f"{stage}-*") if path.is_dir()]
-
-
-def begun(workdir: Path, stage: str) -> bool:
-    """Returns whether a stage has started."""
-    if stage == "phantoms":
-        return workdir.is_dir() and any(workdir.glob(".preparing-*"))
-    if stage == "report":
-        return done(workdir, "evaluate")
-    return bool(folders(workdir, stage))
-
-
 def done(workdir: Path, stage: str) -> bool:
     """Returns whether a stage is finished; the report is, when the last file of it is there."""
-    if stage == "phantoms":
-        return (workdir / "phantoms" / "phantom.json").exists()
-    if stage == "report":
-        return bool(list(workdir.glob("evaluate-*/report.html")))
-    found = folders(workdir, stage)
-    return bool(found) and all((path / "manifest.json").exists() for path in found)
-
-
-def life(workdir: Path, base: Path) -> int:
-    """Begins one life of the run; returns its process."""
-    command = [f"--workdir={workdir}", *TINY]
-    return begin(lambda: main(command), base / f"{workdir.name}.log", base / "cache")
-
-
-def unbroken(workdir: Path, base: Path) -> dict[str, float]:
-    """Runs without a kill and returns how long each stage took, seconds."""
-    pid, first, last = life(workdir, base), {}, {}
-    while (code := ended(pid)) is None:
-        now = time.monotonic()
-        for stage in STAGES:
-            if stage not in first and begun(workdir, stage):
-                first[stage] = now
-            if stage in first and not done(workdir, stage):
-                last[stage] = now
-        time.sleep(0.002)
-    if code:
-        raise SystemExit((base / f"{workdir.name}.log").read_text())
-    return {stage: max(0.02, last.get(stage, first[stage]) - first[stage]) for stage in STAGES}
+    last = {"phantoms": "phantoms/phantom.json", "report": "evaluate-*/report.html"}
+    return any(workdir.glob(last.get(stage, f"{stage}-*/manifest.json")))
 
 
 def undo(workdir: Path, stage: str) -> None:
-    """Deletes a stage and all that follow it."""
+    """Deletes a stage and all that follow it; the report's stage makes the masks of maps alone."""
     for name in STAGES[STAGES.index(stage) :]:
-        if name == "report":
-            for path in workdir.glob("evaluate-*/report.*"):
-                path.unlink()
-            continue
-        for path in [workdir / name, *folders(workdir, name)]:
-            shutil.rmtree(path, ignore_errors=True)
+        found = ("evaluate-*/report.*", "evaluate-*/*.png", "label-cam-*")
+        for pattern in found if name == "report" else (name, f"{name}-*"):
+            for path in workdir.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def reached(base: Path) -> dict[str, float]:
+    """Returns when the life that runs now, or ran last, came to each stage."""
+    path, moments = base / "reached", {}
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if line.endswith("\n"):
+            stage, moment = line.split()
+            moments.setdefault(stage.partition("-")[0], float(moment))
+    return moments
+
+
+def run(workdir: Path, base: Path, until: str) -> None:
+    """Runs up to a stage, and notes when it comes to each."""
+    arguments = [f"--workdir={workdir}", *TINY]
+
+    def come(stage: str) -> None:
+        with (base / "reached").open("a") as file:
+            file.write(f"{stage} {time.monotonic()}\n")
+
+    def open_folder(workdir: Path, stage: str, *given: Any) -> Any:
+        come(stage)
+        return opened(workdir, stage, *given)
+
+    def publish(run: pipeline.Run) -> None:
+        if until == "report":
+            come("report")
+            published(run)
+
+    opened, pipeline.open_folder = pipeline.open_folder, open_folder
+    published, chexseg.publish = chexseg.publish, publish
+    come("phantoms")
+    if until == "phantoms":
+        open_data(read_arguments("", arguments))
+    else:
+        asked = [] if until == "report" else [f"--until={until}"]
+        chexseg.main([*arguments, *asked])
+
+
+def life(workdir: Path, base: Path, until: str) -> int:
+    """Begins one life of the run; returns its process."""
+    (base / "reached").unlink(missing_ok=True)
+    said = base / f"{workdir.name}.log"
+    return begin(lambda: run(workdir, base, until), said, base / "cache")
+
+
+def unbroken(base: Path, until: str) -> dict[str, float]:
+    """Runs without a kill into `whole` and returns how long each stage took, seconds.
+
+    It runs twice, as the first fills the cache of compiled functions, and compares the two.
+    """
+    for name in ("compiled", "whole"):
+        if finish(life(base / name, base, until)):
+            raise SystemExit((base / f"{name}.log").read_text())
+    ended = time.monotonic()
+    if names := differing(look(base / "compiled"), look(base / "whole")):
+        raise SystemExit(f"two unbroken runs differ: {' '.join(names)}")
+    moments, names = reached(base), STAGES[: STAGES.index(until) + 1]
+    ends = [*(moments[name] for name in names[1:]), ended]
+    return {name: end - moments[name] for name, end in zip(names, ends, strict=True)}
+
+
+def differing(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """Returns the names of what is not the same."""
+    return sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
 
 
 def torment(
     stage: str,
     kills: int,
-    whole: Path,
     base: Path,
     span: float,
     chance: random.Random,
-    look: Callable[[Path], dict[str, str]],
-    expected: dict[str, str],
 ) -> Counted:
-    """Kills one stage so many times, ends the run, and compares it with the unbroken one."""
+    """Kills one stage so many times; whenever it is finished it is compared, and begun anew."""
     counted, workdir = Counted(), base / f"killed-{stage}"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(base / "whole", workdir)
     undo(workdir, stage)
-    while counted.kills < kills:
-        if done(workdir, stage):
-            undo(workdir, stage)
+    mine = {"report": ("evaluate", "label-cam"), "label": ("label-irnet",)}.get(stage, (stage,))
+    expected = look(base / "whole", mine)
+
+    def wanted() -> bool:
+        return counted.kills < kills and counted.lives < LIVES * kills
+
+    while True:
+        aims = wanted()
         counted.lives += 1
-        code = kill_once(life(workdir, base), lambda: begun(workdir, stage), span, chance)
-        if code is None and not done(workdir, stage):
-            counted.kills += 1
-        elif code:
-            counted.mismatches.append(f"a life ended with {code}")
+        started, pid = time.monotonic(), life(workdir, base, stage)
+        code = kill_once(pid, lambda: stage in reached(base), span, chance) if aims else finish(pid)
+        if code is None:
+            counted.kills += not done(workdir, stage)
+            continue
+        counted.recoveries.append(time.monotonic() - started)
+        counted.mismatches += [f"a life ended with {code}"] if code else []
+        counted.mismatches += differing(look(workdir, mine), expected)
+        counted.compared += 1
+        if counted.mismatches:
+            return counted  # and the folder stays, to be looked at
+        if not wanted():
             break
-    started = time.monotonic()
-    if code := finish(life(workdir, base)):
-        counted.mismatches.append(f"the last life ended with {code}")
-    counted.recoveries.append(time.monotonic() - started)
-    found = look(workdir)
-    counted.mismatches += sorted(
-        name for name in {*found, *expected} if found.get(name) != expected.get(name)
-    )
-    if not counted.mismatches:
-        shutil.rmtree(workdir)
+        undo(workdir, stage)
+    shutil.rmtree(workdir)
     return counted
