@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chexseg_jax.images import letterbox_masks
@@ -174,6 +174,7 @@ masks = st.integers(1, 9).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(masks, st.randoms(use_true_random=False))
 def test_areas_of_runs_are_those_of_decoded_masks(cells, random):
     first = np.array(cells)

@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pydicom
@@ -128,7 +129,8 @@ def dicoms() -> Corpus:
         [256, 0, 16],
         (257 * np.arange(255, -1, -1)).astype("<u2").tobytes(),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    same = mock.patch("tests.dicoms.generate_uid", lambda: "1.2.3")  # files are the same every time
+    with tempfile.TemporaryDirectory() as folder, same:
         path = Path(folder) / "a.dcm"
         written = [
             write_dicom(path, noise(16, 16), ImagerPixelSpacing=[0.5, 2.0]).read_bytes(),
