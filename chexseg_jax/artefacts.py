@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from chexseg_jax.disk import whole as whole
 
 SHARD = 256
 """Examples in a shard."""
+_parsing = threading.Lock()
+"""NumPy parses headers as Python; before 3.11.8 that may fail if two threads do (CPython gh-106905)."""
 
 
 def digest(content: Any) -> str:
@@ -192,7 +195,7 @@ class Records:
         """Returns one example's arrays."""
         try:
             record = self._source[int(index)]
-            with np.load(io.BytesIO(record), allow_pickle=False) as file:
+            with _parsing, np.load(io.BytesIO(record), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, RuntimeError, ValueError, BadZipFile) as error:
             raise Damaged.at(self._folder / f"{self._name}-*.arrayrecord", "damaged") from error

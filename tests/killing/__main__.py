@@ -31,7 +31,8 @@ def main() -> None:
 
     def note(name: str, counted: stages.Counted) -> None:
         keep(name, dict(vars(counted)))
-        slow, usual = max(counted.recoveries), statistics.median(counted.recoveries)
+        times = counted.recoveries or [0.0]
+        slow, usual = max(times), statistics.median(times)
         print(
             f"{name:10} {counted.kills:6} {counted.lives:6} {counted.compared:9} {usual:7.1f} "
             f"{slow:7.1f} {len(counted.mismatches):11} {' '.join(counted.mismatches)}",

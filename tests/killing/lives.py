@@ -21,10 +21,11 @@ def begin(work: Callable[[], object], said: Path, cache: Path) -> int:
         warnings.simplefilter("ignore")  # JAX warns of threads, of which there are none yet
         pid = os.fork()
     if pid:
+        os.setpgid(pid, pid)  # here as well as there, as either may be first
         return pid
     code = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)

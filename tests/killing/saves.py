@@ -49,7 +49,14 @@ def train(folder: Path) -> None:
         folder.with_suffix(".restored").write_text(str(step))
         return found
 
+    def latest(self: Checkpoints) -> int | None:
+        found = latests(self)
+        if not found:
+            folder.with_suffix(".restored").write_text("0")
+        return found
+
     restores, Checkpoints.restore = Checkpoints.restore, restore
+    latests, Checkpoints.latest = Checkpoints.latest, latest
     fit(
         model,
         examples,
@@ -76,7 +83,7 @@ def life(folder: Path, base: Path) -> int:
 
 
 def restored(folder: Path) -> int | None:
-    """Returns the step that the last life went on from, None if it was not to that point."""
+    """Returns the step that the last life went on from, None if it did not come so far."""
     path = folder.with_suffix(".restored")
     said = path.read_text() if path.exists() else ""
     return int(said) if said else None
@@ -106,7 +113,9 @@ def torment(kills: int, base: Path, chance: random.Random) -> Counted:
                 beyond = kept + chance.randint(0, 3)
 
                 def aimed(folder: Path = folder, beyond: int = beyond) -> bool:
-                    return writing(folder) and newest(folder) >= beyond
+                    # Until a life has restored, what is half written is of the life before.
+                    begun = restored(folder) is not None
+                    return begun and writing(folder) and newest(folder) >= beyond
 
                 code = kill_once(pid, aimed, 0.02, chance)
                 counted.kills += code is None and writing(folder)
