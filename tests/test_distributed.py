@@ -17,9 +17,13 @@ from experiments.distributed import Processes
 from experiments.settings import Config
 
 ROOT = Path(__file__).parents[1]
+HASTY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Compiling is nearly all that these runs do."""
 SMALL = [
     "--preset=phantom",
-    "--image-size=64",
+    "--image-size=32",
+    "--classify.network.kind=resnet",
+    "--classify.network.width=8",
     "--classify.network.blocks",
     *"1111",
     "--classify.batch-size=8",
@@ -42,7 +46,7 @@ def start(log: Path, devices: int, *flags: str) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "tests/process.py", str(devices), *SMALL, *flags],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": HASTY},
             stdout=said,
             stderr=said,
         )
