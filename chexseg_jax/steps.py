@@ -62,7 +62,7 @@ def step_of(
     optimiser: optax.GradientTransformation,
     key: Key[Array, ""],
     trained: nnx.filterlib.Filter = nnx.Param,
-) -> Callable[..., tuple[dict[str, Any], Logs, Findings]]:
+) -> jax.stages.Wrapped:
     """Returns the compiled step of a training; it gives the memory of the state it takes away.
 
     Called with (state, batch, number, asks, context), where `number` picks the step's randomness and

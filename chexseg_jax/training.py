@@ -168,6 +168,9 @@ def fit(
                 raise Stopped(asked, f" after step {step} of {name}, which is kept")
             batch = divided(next(stream), over)
             asks = divided(np.full(jax.local_device_count(), stop.asked, np.int32), over)
+            if step == start and not alone:  # one may compile for longer than a peer may be late
+                advance.lower(state, batch, np.int32(step), asks, context).compile()
+                wait_for_all(f"compiled {folder.name}")
             state, logs, found = advance(state, batch, np.int32(step), asks, context)
             loss = log.add(step + 1, logs)
             asked = look()

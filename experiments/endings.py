@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from chexseg_jax.data import BatchError
+from chexseg_jax.devices import wait_for_all
 from chexseg_jax.networks import WeightsError
 from chexseg_jax.stopping import Stopped, stoppable
 from chexseg_jax.tables import TableError
@@ -46,6 +47,7 @@ def locked(workdir: Path) -> Iterator[None]:
         DataError: another run is at work in it.
     """
     if jax.process_index() > 0:  # of a run of several processes the first holds the lock
+        wait_for_all("locked")
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
@@ -55,4 +57,5 @@ def locked(workdir: Path) -> Iterator[None]:
             f"{workdir}: another run is at work in it; wait for it, or give another --workdir"
         )
     with held:
+        wait_for_all("locked")
         yield

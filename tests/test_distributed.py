@@ -1,6 +1,8 @@
-"""One process of eight devices and two of four: the same command, the same numbers."""
+"""One process of eight devices and two of four: the same command, the same numbers, up to the masks.
 
-import csv
+The segmenter and its evaluation are left out, for the time they take.
+"""
+
 import json
 import os
 import socket
@@ -11,15 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chexseg_jax.masks import pack_rles
 from datasets.prepare import prepare_phantoms
 from experiments.distributed import Processes
 from experiments.settings import Config
 
 ROOT = Path(__file__).parents[1]
+HASTY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Compiling is nearly all that these runs do."""
 SMALL = [
     "--preset=phantom",
-    "--image-size=64",
+    "--image-size=32",
+    "--classify.network.kind=resnet",
+    "--classify.network.width=8",
     "--classify.network.blocks",
     *"1111",
     "--classify.batch-size=8",
@@ -29,10 +34,7 @@ SMALL = [
     "--relate.radius=3",
     "--relate.batch-size=8",
     "--label.batch-size=8",
-    "--segment.width=16",
-    "--segment.batch-size=8",
-    "--segment.epochs=1",
-    "--evaluate.batch-size=8",
+    "--until=label",
 ]
 
 
@@ -42,7 +44,7 @@ def start(log: Path, devices: int, *flags: str) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "tests/process.py", str(devices), *SMALL, *flags],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": HASTY},
             stdout=said,
             stderr=said,
         )
@@ -84,38 +86,33 @@ def losses(workdir: Path, name: str) -> list[float]:
 
 def test_every_stage_is_written_once_and_whole(runs):
     one, two = ({p.parent.name for p in run.glob("*/manifest.json")} for run in runs)
-    assert len(one) == 8 and one == two
+    assert len(one) == 5 and one == two
     assert not list(runs[1].rglob("*.part"))
 
 
-@pytest.mark.parametrize("name", ["classify", "relate", "segment"])
+@pytest.mark.parametrize("name", ["classify", "relate"])
 def test_losses_agree(runs, name):
     one, two = (losses(run, name) for run in runs)
     assert len(one) >= 1
     np.testing.assert_allclose(two, one, rtol=1e-3)
 
 
-def test_masks_agree(runs):
-    one, two = (
-        json.loads((stage(run, "evaluate") / "pred_segmentations.json").read_text()) for run in runs
-    )
-    assert one.keys() == two.keys() and len(one) == 8
-    differing = [np.mean(pack_rles(one[i]) != pack_rles(two[i])) for i in one]
-    assert np.mean(differing) < 0.01
+def masks(workdir: Path) -> list[dict]:
+    paths = sorted(stage(workdir, "label").glob("masks-*.jsonl"))
+    assert len(paths) == 5  # shards, of which the second process writes two
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
-def test_reports_agree(runs):
-    one, two = (json.loads((stage(run, "evaluate") / "report.json").read_text()) for run in runs)
-    for method, row in one["mean"].items():
-        assert two["mean"][method]["iou"] == pytest.approx(row["iou"], abs=0.01), method
-
-
-def test_tables_have_an_image_a_row(runs):
-    for run in runs:
-        path = stage(run, "evaluate") / "true_pos_only_False" / "iou_results_per_cxr.csv"
-        with path.open() as file:
-            names = [row["img_id"] for row in csv.DictReader(file)]
-        assert len(names) == len(set(names)) == 8
+def test_pseudo_masks_agree(runs):
+    one, two = map(masks, runs)
+    assert len(one) == 40 and [row["image_id"] for row in one] == [row["image_id"] for row in two]
+    assert [row["rle"].keys() for row in one] == [row["rle"].keys() for row in two]
+    same = [
+        row["rle"][name] == other["rle"][name]
+        for row, other in zip(one, two, strict=True)
+        for name in row["rle"]
+    ]
+    assert len(same) > 10 and np.mean(same) > 0.9
 
 
 def test_half_an_address_is_refused():
