@@ -1,6 +1,5 @@
 """What begins with files: reading images for a training, and maps, seeds and masks from end to end."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,14 +43,13 @@ def films(scale: Scale) -> Iterator[Source]:
 
 
 def loading(scale: Scale, source: Source, repeats: int, seconds: float) -> Iterator[Measurement]:
-    """Gives the rate at which batches are read: by one core, as a training reads, by all cores."""
-    images, cores = scale.batches["loader"], os.cpu_count() or 1
+    """Gives the rate at which batches are read: by one core, and by all as a training reads."""
+    images = scale.batches["loader"]
     batches = max(1, scale.loaded // images)
     dataset = batched(endless(framed(source, scale.image_size), 0), images)
     ways = {
         "one core": ReadOptions(num_threads=0, prefetch_buffer_size=0),
         f"{READ.num_threads} threads, as in a training": READ,
-        f"{cores} threads, a core each": ReadOptions(num_threads=cores, prefetch_buffer_size=8),
     }
     for name, options in ways.items():
         samples: list[float] = []
