@@ -8,7 +8,7 @@ from chexseg_jax.checkpoints import ITEMS, Checkpoints
 
 
 def test_what_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    out, stages = tmp_path / "figures.json", ("classify", "localize", "seed")
+    out, stages = tmp_path / "figures.json", ("classify", "localize")
     flags = ("--kills=1", "--saves=3", "--sigterms=0", "--seed=5", f"--out={out}", "--stages")
     run = subprocess.run(
         [sys.executable, "-m", "tests.killing", *flags, *stages], capture_output=True, text=True
@@ -26,14 +26,11 @@ def test_a_step_that_a_kill_left_half_deleted_is_gone_at_the_end(tmp_path):
             items = {name: {"a": np.full(2, step)} for name in ITEMS}
             checkpoints.save(step, items, score=-abs(step - 2))
             checkpoints.best_score()
-    left = (
-        tmp_path / "1" / "statistics" / "d" / "part"
-    )  # as Orbax leaves it, which deletes file by file
+    # As Orbax leaves it, which deletes file by file.
+    left = tmp_path / "1" / "statistics" / "d" / "part"
     left.parent.mkdir(parents=True)
     left.touch()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == 3 and checkpoints.best_score() == {
-            "best_step": 2,
-            "score": 0,
-        }
+        assert checkpoints.latest() == 3
+        assert checkpoints.best_score() == {"best_step": 2, "score": 0}
     assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
