@@ -4,11 +4,11 @@ import sys
 
 import jax
 
-from chexseg_jax import artefacts
+from chexseg_jax import artefacts, pseudo
 from experiments.chexseg import main
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-    artefacts.SHARD = 8  # so that few images are several shards, some of them each process's
+    artefacts.SHARD = pseudo.SHARD = 8  # so that few images are several shards, some of them each process's
     main(sys.argv[2:])
