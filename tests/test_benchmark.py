@@ -18,19 +18,22 @@ from experiments.peaks import known, measured
 from experiments.timing import take_turns
 from experiments.workloads import ROWS
 
+TRIED = tuple(row for row in ROWS if row not in ("relate", "segment"))
+"""Those two would be a minute's compiling; their steps are tested where they are."""
+
 POSITIVE = ("milliseconds", "least_milliseconds", "greatest_milliseconds", "images_per_second")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
-    main(["--quick", "--repeats=1", "--seconds=1", f"--out={out}"])
+    main(["--quick", "--only", *TRIED, "--repeats=1", "--seconds=1", f"--out={out}"])
     return json.loads((out / "benchmark.json").read_text()), (out / "benchmark.md").read_text()
 
 
 def test_every_row_is_there_and_positive(written):
     rows = written[0]["rows"]
-    assert {row["row"] for row in rows} == set(ROWS)
+    assert {row["row"] for row in rows} == set(TRIED)
     for row in rows:
         assert all(0 < row[name] < math.inf for name in POSITIVE), row
         if row["row"] not in ("loader", "whole"):
