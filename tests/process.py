@@ -10,5 +10,5 @@ from experiments.chexseg import main
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-    artefacts.SHARD = pseudo.SHARD = 8  # so that few images are several shards, some of them each process's
+    artefacts.SHARD = pseudo.SHARD = 8  # few images are then several shards
     main(sys.argv[2:])
