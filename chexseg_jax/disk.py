@@ -2,7 +2,7 @@
 
 import errno
 import os
-import socket
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +59,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _owner(pid: int | str) -> str:
-    return f"{socket.gethostname().replace('.', '_')}-{pid}"
+    return f"{platform.node().replace('.', '_')}-{pid}"
 
 
 @contextmanager

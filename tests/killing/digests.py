@@ -50,7 +50,7 @@ def digests(workdir: Path, of: tuple[str, ...] = ("",)) -> dict[str, str]:
             if path.parent.name == "checkpoints":
                 found[str(name)] = arrays(path)
             continue
-        if path.name == ".lock" or {"checkpoints", "tensorboard"} & set(name.parts):
+        if path.name == ".lock" or {"checkpoints", "compiled", "tensorboard"} & set(name.parts):
             continue
         if path.suffix == ".html":  # shows the stages' durations; report.json is compared
             continue
