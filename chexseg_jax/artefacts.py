@@ -10,7 +10,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -23,8 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from chexseg_jax.devices import wait_for_all
-from chexseg_jax.disk import Damaged, sweep
-from chexseg_jax.disk import whole as whole
+from chexseg_jax.disk import Damaged, sweep, whole
 
 SHARD = 256
 """Examples in a shard."""
@@ -165,6 +164,23 @@ def write_records(path: Path, examples: Iterable[Mapping[str, np.ndarray]]) -> N
         writer.close()
 
 
+def _opened(paths: Sequence[Path]) -> ArrayRecordDataSource:
+    """Returns the records of shards, whose ends have been read."""
+    source = ArrayRecordDataSource([str(path) for path in paths])
+    source.__len__()
+    return source
+
+
+def _check_shard(path: Path) -> None:
+    """Checks that a shard can be opened."""
+    if not path.exists():
+        raise Damaged.at(path, "gone")
+    try:
+        _opened([path])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Damaged.at(path, "cut short") from error
+
+
 class Records:
     """The examples of all shards of one name in a stage's folder, by index."""
 
@@ -177,15 +193,13 @@ class Records:
         found = sorted(folder.path.glob(f"{name}-*.arrayrecord"))
         count = int(found[0].stem.rpartition("-")[2]) if found else 1
         paths = [shard_path(folder.path, name, i, count, "arrayrecord") for i in range(count)]
-        for path in paths:
-            if not path.exists():
-                raise Damaged.at(path, "gone")
-            try:  # each by itself, to name the one
-                ArrayRecordDataSource([str(path)]).__len__()
-            except (OSError, RuntimeError, ValueError) as error:
-                raise Damaged.at(path, "cut short") from error
         self._folder, self._name = folder.path, name
-        self._source = ArrayRecordDataSource([str(path) for path in paths])
+        try:
+            self._source = _opened(paths)
+        except (OSError, RuntimeError, ValueError):
+            for path in paths:  # each by itself, to name the one
+                _check_shard(path)
+            raise
         self.fingerprint = folder.fingerprint
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Bool
 
-from chexseg_jax.artefacts import whole
+from chexseg_jax.disk import whole
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs import RadiographError
 

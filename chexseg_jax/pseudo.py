@@ -13,8 +13,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from chexseg_jax.artefacts import SHARD, Folder, shard_path, shards, whole
-from chexseg_jax.disk import Damaged
+from chexseg_jax.artefacts import SHARD, Folder, shard_path, shards
+from chexseg_jax.disk import Damaged, whole
 from chexseg_jax.images import content_size, content_slices
 from chexseg_jax.masks import decode_rle, encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt16
+from jaxtyping import Bool, Float, Int, UInt16
 
 from chexseg_jax.data import Source
+from chexseg_jax.disk import whole
 from chexseg_jax.images import letterbox_masks, unletterbox
 from chexseg_jax.masks import pack, rles_of, unpack
 from chexseg_jax.metrics import (
@@ -25,6 +26,9 @@ from chexseg_jax.metrics import (
 from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
 from chexseg_jax.pseudo import PseudoSource
 from chexseg_jax.tables import write_per_image, write_summary
+
+COUNTED: Final = tuple(field.name for field in fields(Counts))
+"""What counts are made of, as they are named in files."""
 
 
 @dataclass
@@ -87,11 +91,10 @@ def record_of(score: Scores) -> dict[str, np.ndarray]:
 def score_of(record: Mapping[str, np.ndarray]) -> Scores:
     """Returns the scores that `record_of` wrote, without the prediction."""
     names = [n.split("-")[1] for n in record if n.endswith("-intersections")]
-    fields = ("intersections", "predictions", "truths")
     return Scores(
         str(record["image_id"]),
         bool(record["annotated"]),
-        {name: Counts(*(record[f"counts-{name}-{field}"] for field in fields)) for name in names},
+        {name: Counts(*(record[f"counts-{name}-{field}"] for field in COUNTED)) for name in names},
         {name: {o: record[f"ious-{name}-{o}"] for o in (True, False)} for name in names},
         record["hit"],
         np.zeros((0, 0), np.uint16),
@@ -155,6 +158,28 @@ def write_csvs(folder: Path, scores: Sequence[Scores]) -> None:
         image_ids, values = values_of(scores, "run", only)
         write_per_image(where / "iou_results_per_cxr.csv", image_ids, values)
         write_summary(where / "iou_summary_results.csv", per_image_intervals(values))
+
+
+def write_counts(path: Path, scores: Sequence[Scores]) -> None:
+    """Writes every method's counts at its thresholds, an image a row: what a bootstrap needs."""
+    arrays: dict[str, np.ndarray] = {"image_ids": np.array([score.image_id for score in scores])}
+    for name in dict.fromkeys(name for score in scores for name in score.counts):
+        images = [i for i, score in enumerate(scores) if name in score.counts]
+        counts = stack([scores[i].counts[name] for i in images])
+        arrays |= {f"{name}-{field}": values for field, values in vars(counts).items()}
+        arrays[f"{name}-images"] = np.array(images)
+    with whole(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_counts(path: Path) -> dict[str, tuple[Int[np.ndarray, "n"], Counts]]:
+    """Returns every method's counts, and which images of the test set they are of."""
+    with np.load(path, allow_pickle=False) as file:
+        names = [name.removesuffix("-images") for name in file.files if name.endswith("-images")]
+        return {
+            name: (file[f"{name}-images"], Counts(*(file[f"{name}-{field}"] for field in COUNTED)))
+            for name in names
+        }
 
 
 def pseudo_mask_ious(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from chexseg_jax.artefacts import whole, write_csv
+from chexseg_jax.artefacts import write_csv
+from chexseg_jax.disk import whole
 from chexseg_jax.gates import Gates
 from chexseg_jax.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES, canonical

@@ -57,7 +57,7 @@ def fit(
 
     Args:
         model: where training starts, unless the folder holds a later state.
-        examples: this process's part of the examples, without end.
+        examples: all of them, without end, alike in every process.
         objective: (model, batch, key, context) to a loss and numbers worth a log line.
         optimiser: an optax transformation.
         folder: where `checkpoints` and `metrics.jsonl` go; a training that was stopped goes on here.

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from chexseg_jax.artefacts import whole, write_json
+from chexseg_jax.artefacts import write_json
+from chexseg_jax.disk import whole
 from experiments.measurements import Measurement, ratios
 from experiments.peaks import Peak
 from experiments.versions import versions

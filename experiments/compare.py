@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 
 from chexseg_jax.metrics import Counts, Interval, averaged_intervals, mean_of
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.stages.evaluate import read_counts
+from chexseg_jax.scores import read_counts
 from experiments.data import Data
 from experiments.pipeline import Run
 from experiments.settings import Config

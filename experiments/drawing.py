@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from chexseg_jax.artefacts import whole
 from chexseg_jax.dicomseg import write_segmentation
+from chexseg_jax.disk import whole
 from chexseg_jax.files import is_dicom
 from chexseg_jax.images import content_slices, letterbox, unletterbox
 from chexseg_jax.masks import encode_rle

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from chexseg_jax.artefacts import whole
+from chexseg_jax.disk import whole
 from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.report_tables import SOURCES, known, part, sources_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from chexseg_jax.artefacts import whole
+from chexseg_jax.disk import whole
 from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.overlays import Example as Example
 from experiments.overlays import data_uri, gallery

@@ -10,10 +10,10 @@ from chexseg_jax.artefacts import (
     missing_shards,
     open_folder,
     shards,
-    whole,
     write_json,
     write_records,
 )
+from chexseg_jax.disk import whole
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import pytest
 
 from chexseg_jax.metrics import Counts, averaged_intervals, draws, pooled_intervals
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.scores import Scores
-from chexseg_jax.stages.evaluate import read_counts, write_counts
+from chexseg_jax.scores import Scores, read_counts, write_counts
 from experiments import compare, pipeline, sweep, table
 from experiments.data import Data
 from experiments.settings import PHANTOM

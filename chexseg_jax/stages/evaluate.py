@@ -16,13 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from chexseg_jax.artefacts import (
     Folder,
     Records,
     missing_shards,
-    whole,
     write_json,
     write_records,
 )
@@ -48,6 +47,7 @@ from chexseg_jax.scores import (
     score_image,
     score_of,
     summarise,
+    write_counts,
     write_csvs,
 )
 from chexseg_jax.tables import (
@@ -244,29 +244,6 @@ def _row(maps: dict[str, Maps], index: int) -> dict[str, Float[np.ndarray, "s s 
 
 def _read_and_score(test: Source, index: int, maps: Any, thresholds: Any) -> Scores:
     return score_image(test[index], maps, thresholds)
-
-
-def write_counts(path: Path, scores: Sequence[Scores]) -> None:
-    """Writes every method's counts at its thresholds, an image a row: what a bootstrap needs."""
-    arrays: dict[str, np.ndarray] = {"image_ids": np.array([score.image_id for score in scores])}
-    for name in dict.fromkeys(name for score in scores for name in score.counts):
-        images = [i for i, score in enumerate(scores) if name in score.counts]
-        counts = stack([scores[i].counts[name] for i in images])
-        arrays |= {f"{name}-{field}": values for field, values in vars(counts).items()}
-        arrays[f"{name}-images"] = np.array(images)
-    with whole(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def read_counts(path: Path) -> dict[str, tuple[Int[np.ndarray, "n"], Counts]]:
-    """Returns every method's counts, and which images of the test set they are of."""
-    with np.load(path, allow_pickle=False) as file:
-        names = [name.removesuffix("-images") for name in file.files if name.endswith("-images")]
-        fields = ("intersections", "predictions", "truths")
-        return {
-            name: (file[f"{name}-images"], Counts(*(file[f"{name}-{field}"] for field in fields)))
-            for name in names
-        }
 
 
 def _gallery(scores: Sequence[Scores]) -> list[int]:
