@@ -94,12 +94,39 @@ class PseudoSource:
         return self._count
 
     def __getitem__(self, index: SupportsIndex, /) -> PseudoMasks:
-        """Returns one image's masks."""
+        """Returns one image's masks.
+
+        Raises:
+            Damaged: its line cannot be read.
+        """
         shard, line = divmod(int(index), SHARD)
-        with self._paths[shard].open("rb") as file:
-            file.seek(self._starts[shard][line])
-            row = json.loads(file.readline())
-        return PseudoMasks(row["image_id"], tuple(row["native"]), row["unknown"], row["rle"])
+        try:
+            with self._paths[shard].open("rb") as file:
+                file.seek(self._starts[shard][line])
+                row = json.loads(file.readline())
+            return PseudoMasks(row["image_id"], tuple(row["native"]), row["unknown"], row["rle"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(int(index), "cannot be read") from error
+
+    def framed(
+        self, index: SupportsIndex, image_id: str, size: int
+    ) -> tuple[UInt8[np.ndarray, "s s k"], Bool[np.ndarray, "k"]]:
+        """Returns one image's masks in the letterbox, and which of them are known.
+
+        Raises:
+            Damaged: its line is no masks, or another image's.
+        """
+        masks = self[index]
+        if masks.image_id != image_id:
+            raise self._damaged(int(index), f"is of {masks.image_id}, its image is {image_id}")
+        try:
+            return masks.framed(size)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(int(index), str(error)) from error
+
+    def _damaged(self, index: int, what: str) -> Damaged:
+        shard, line = divmod(index, SHARD)
+        return Damaged.at(self._paths[shard], f"line {line + 1} {what}")
 
 
 def _line_starts(path: Path, lines: int) -> Int[np.ndarray, "n"]:

@@ -88,6 +88,16 @@ def test_a_wall_stops_the_walk():
     assert float(walked[0, :, :2].min()) > 0.1
 
 
+def test_images_walk_alike_together_and_one_by_one():
+    images = [grid(seed=seed) for seed in range(3)]
+    maps, bounds = (jnp.float32(np.stack(arrays)) for arrays in zip(*images, strict=True))
+    walks = [
+        random_walk(maps, bounds, radius=3, beta=5.0, steps=8, together=together)
+        for together in (True, False)
+    ]
+    np.testing.assert_allclose(*walks, atol=1e-6)
+
+
 def test_walk_mirrors_with_its_image():
     maps, bounds = grid()
     walk = jax.jit(lambda m, b: random_walk(m, b, radius=3, beta=5.0, steps=8))

@@ -21,6 +21,7 @@ from chexseg_jax.losses import Policy, classification_loss, policies_of
 from chexseg_jax.metrics import auroc, mean_of
 from chexseg_jax.networks import NORMALISATIONS, Network, Pixels, build, restore, start_from
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS
+from chexseg_jax.shares import gathered, share
 from chexseg_jax.steps import Objective
 from chexseg_jax.training import fit
 
@@ -80,10 +81,11 @@ def predict(
 ) -> tuple[Float[np.ndarray, "m n"], Int[np.ndarray, "m n"]]:
     """Returns the logits and the labels of every observation of every image."""
     run, logits, labels = infer(Logits(NORMALISATIONS[config.pixels]), model), [], []
-    for batch, count in once(framed(source, size), config.batch_size):
+    for batch, count in once(framed(share(source), size), config.batch_size):
         logits.append(run(batch["images"])[:count])
         labels.append(batch["labels"][:count])
-    return np.concatenate(logits), np.concatenate(labels)
+    found = np.concatenate(logits), np.concatenate(labels)
+    return gathered(found[0], len(source)), gathered(found[1], len(source))
 
 
 def aurocs(logits: Float[np.ndarray, "m n"], labels: Int[np.ndarray, "m n"]) -> dict[str, float]:

@@ -50,6 +50,7 @@ from chexseg_jax.scores import (
     write_counts,
     write_csvs,
 )
+from chexseg_jax.shares import gathered, share
 from chexseg_jax.tables import (
     read_thresholds,
     write_gates,
@@ -131,12 +132,13 @@ def thresholds_of(
     chosen = {name: np.full(len(PATHOLOGIES), np.nan) for name in compared}
     for source in (expert_val, expert_train):
         counts: dict[str, list[Counts]] = {name: [] for name in compared}
-        for frames, number in once(framed(source, size), batch):
+        for frames, number in once(framed(share(source), size), batch):
             for name, method in compared.items():
                 bins = threshold_bins(method(frames["images"])[:number])
                 counts[name] += map(count, bins, frames["masks"][:number])
         for name, some in counts.items():
-            best = best_thresholds(stack(some).pooled())
+            every = gathered(stack(some), len(source))
+            best = best_thresholds(every.pooled())
             chosen[name] = np.where(np.isnan(chosen[name]), best, chosen[name])
     return {name: np.nan_to_num(values, nan=0.5) for name, values in chosen.items()}
 
@@ -152,11 +154,12 @@ def gates_of(
     """Returns the gates that are best for a segmenter's masks of a source, at these thresholds."""
     counts: list[Counts] = []
     confidences: list[np.ndarray] = []
-    for frames, number in once(framed(source, size), batch):
+    for frames, number in once(framed(share(source), size), batch):
         masks = segment(frames["images"])[:number] > thresholds
         counts += map(overlap, masks, frames["masks"][:number])
         confidences.append(confidence(frames["images"])[:number])
-    return best_gates(stack(counts), np.concatenate(confidences))
+    every = gathered(stack(counts), len(source))
+    return best_gates(every, gathered(np.concatenate(confidences), len(source)))
 
 
 def run(

@@ -27,6 +27,7 @@ from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.networks import restore, start_from
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudo import PseudoSource
+from chexseg_jax.shares import gathered, share
 from chexseg_jax.steps import Objective
 from chexseg_jax.training import fit
 
@@ -83,11 +84,12 @@ def counts_of(
 ) -> Counts:
     """Returns the counts of every image of a source with masks, at every threshold."""
     run, counts = infer(Probabilities(normalise), model), []
-    for batch, number in once(framed(source, size, keep=len(source)), batch_size):
+    mine = share(source)
+    for batch, number in once(framed(mine, size, keep=len(mine)), batch_size):
         bins = threshold_bins(run(batch["images"])[:number])
         pairs = zip(bins, batch["masks"], strict=False)
         counts += [count(some, masks) for some, masks in pairs]
-    return stack(counts)
+    return gathered(stack(counts), len(source))
 
 
 def run(
@@ -125,13 +127,7 @@ def run(
     chosen = choose(len(images), config.maps, seed)
 
     def weak(index: int, example: Example) -> Example:
-        masks = pseudo[int(chosen[index])]
-        if masks.image_id != example["image_id"]:
-            raise ValueError(
-                f"pseudo-mask {index} is of {masks.image_id}, its image is {example['image_id']}; "
-                f"delete the folder of the stage label and run again"
-            )
-        shown, known = masks.framed(size)
+        shown, known = pseudo.framed(chosen[index], example["image_id"], size)
         return {**example, "masks": shown, "known": known}
 
     def expert(_: int, example: Example) -> Example:

@@ -1,4 +1,4 @@
-"""`python -m tests.killing`: kills, goes on, compares, and prints a table."""
+"""`python -m tests.killing`: kills, takes disks away, goes on, compares, and prints a table."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from tests.killing import asking, saves, stages
+from tests.killing import asking, disks, saves, stages
 
 
 def main() -> None:
@@ -16,6 +16,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25, help="in each stage")
     parser.add_argument("--saves", type=int, default=100, help="kills inside checkpoint writes")
     parser.add_argument("--sigterms", type=int, default=5, help="sent to a training stage")
+    parser.add_argument(
+        "--disks", type=int, default=0, help="full, and read-only, a stage; as root"
+    )
     parser.add_argument("--stages", nargs="*", default=stages.STAGES, choices=stages.STAGES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help="an empty folder; else a passing one")
@@ -45,7 +48,7 @@ def main() -> None:
         print("stage       kills  lives  compared  median slowest  mismatches", flush=True)
         if asked.saves:
             note("saves", saves.torment(asked.saves, base, chance))
-        if (asked.stages and asked.kills) or asked.sigterms:
+        if (asked.stages and (asked.kills or asked.disks)) or asked.sigterms:
             last = max((*asked.stages, "classify"), key=stages.STAGES.index)
             spans = stages.unbroken(base, last)
             print({name: round(span, 2) for name, span in spans.items()}, flush=True)
@@ -54,6 +57,10 @@ def main() -> None:
                 print("sigterm", json.dumps(figures["sigterm"]), flush=True)
             for stage in asked.stages if asked.kills else ():
                 note(stage, stages.torment(stage, asked.kills, base, spans[stage], chance))
+            for stage in asked.stages if asked.disks else ():
+                refused = disks.torment(stage, asked.disks, base, spans[stage], chance)
+                keep(f"disk {stage}", vars(refused))
+                print(f"disk {stage}", json.dumps(vars(refused)), flush=True)
     if any(row.get("mismatches") for row in figures.values()):
         raise SystemExit("what was killed and went on differs from what was not")
 
