@@ -1,5 +1,6 @@
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,32 @@ def test_a_fault_in_a_process_is_named_and_leaves_nothing_behind(tmp_path, raw, 
     with pytest.raises(DataError, match=r"train\.csv, row 3, column Path\).*truncated"):
         prepare("chexpert", raw, tmp_path / "data", workers=2)
     assert below(tmp_path) == ["raw", *(f"raw/{path}" for path in below(raw))]
+
+
+def dies(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_sentence_and_leaves_nothing_behind(tmp_path, raw, monkeypatch):
+    monkeypatch.setattr(shards, "write_shard", dies)
+    with pytest.raises(DataError, match="a worker process was killed, .* use fewer --workers"):
+        prepare("chexpert", raw, tmp_path / "data", workers=2)
+    assert below(tmp_path) == ["raw", *(f"raw/{path}" for path in below(raw))]
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "overwritten"])
+def test_records_that_are_harmed_while_they_are_read_are_named(tmp_path, raw, harm):
+    prepare("chexpert", raw, tmp_path / "data")
+    source = open_source(tmp_path / "data", "chexpert", "train")
+    source[0]
+    (path,) = (tmp_path / "data").rglob("*-train.array_record*")
+    content = path.read_bytes()
+    harmed = {"cut": content[:200], "emptied": b"", "overwritten": bytes(len(content))}
+    with path.open("r+b") as file:  # the file that is open, not another of its name
+        file.write(harmed[harm])
+        file.truncate(len(harmed[harm]))
+    with pytest.raises(DataError, match=rf"{path.parent}: its records are gone or cut short"):
+        [source[i] for i in range(len(source))]
 
 
 def test_sources_give_examples_by_index_to_pickles_and_to_grain(tmp_path, raw):

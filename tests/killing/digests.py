@@ -47,7 +47,7 @@ def digests(workdir: Path, of: tuple[str, ...] = ("",)) -> dict[str, str]:
         if not str(name).startswith(of):
             continue
         if path.is_dir():
-            if path.parent.name == "checkpoints":
+            if path.parent.name == "checkpoints" and path.name.isdigit():
                 found[str(name)] = arrays(path)
             continue
         if path.name == ".lock" or {"checkpoints", "compiled", "tensorboard"} & set(name.parts):

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments import chexseg, pipeline
 from experiments.data import open_data
+from experiments.endings import ending
 from experiments.settings import read_arguments
 from tests.killing.digests import look
 from tests.killing.lives import begin, finish, kill_once
@@ -87,7 +88,8 @@ def run(workdir: Path, base: Path, until: str) -> None:
     published, chexseg.publish = chexseg.publish, publish
     come("phantoms")
     if until == "phantoms":
-        open_data(read_arguments("", arguments))
+        with ending(workdir):
+            open_data(read_arguments("", arguments))
     else:
         asked = [] if until == "report" else [f"--until={until}"]
         chexseg.main([*arguments, *asked])
