@@ -10,6 +10,7 @@ import jax
 
 from chexseg_jax.data import BatchError
 from chexseg_jax.devices import wait_for_all
+from chexseg_jax.disk import writing
 from chexseg_jax.networks import WeightsError
 from chexseg_jax.stopping import Stopped, stoppable
 from chexseg_jax.tables import TableError
@@ -30,7 +31,8 @@ def ending(workdir: Path) -> Iterator[None]:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
     try:
-        with locked(workdir), stoppable(), kept_compiled(workdir):
+        # TensorBoard's writer, for one, does not say which file found no room.
+        with writing(workdir), locked(workdir), stoppable(), kept_compiled(workdir):
             yield
     except Stopped as stopped:
         print(f"\nStopped{stopped.where}. Run the same command to go on.", file=sys.stderr)

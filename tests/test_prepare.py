@@ -93,7 +93,7 @@ def dies(*_: object) -> None:
 
 def test_a_killed_worker_is_one_sentence_and_leaves_nothing_behind(tmp_path, raw, monkeypatch):
     monkeypatch.setattr(shards, "write_shard", dies)
-    with pytest.raises(DataError, match="a worker process was killed, .* use fewer --workers"):
+    with pytest.raises(DataError, match=r"a worker process was killed, .* use fewer --workers"):
         prepare("chexpert", raw, tmp_path / "data", workers=2)
     assert below(tmp_path) == ["raw", *(f"raw/{path}" for path in below(raw))]
 

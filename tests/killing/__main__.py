@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=100, help="kills inside checkpoint writes")
     parser.add_argument("--sigterms", type=int, default=5, help="sent to a training stage")
     parser.add_argument(
-        "--disks", type=int, default=0, help="full, and read-only, a stage; as root"
+        "--disks", type=int, default=0, help="full ones a stage, and a read-only one; as root"
     )
     parser.add_argument("--stages", nargs="*", default=stages.STAGES, choices=stages.STAGES)
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +58,7 @@ def main() -> None:
             for stage in asked.stages if asked.kills else ():
                 note(stage, stages.torment(stage, asked.kills, base, spans[stage], chance))
             for stage in asked.stages if asked.disks else ():
-                refused = disks.torment(stage, asked.disks, base, spans[stage], chance)
+                refused = disks.torment(stage, asked.disks, base, chance)
                 keep(f"disk {stage}", vars(refused))
                 print(f"disk {stage}", json.dumps(vars(refused)), flush=True)
     if any(row.get("mismatches") for row in figures.values()):
