@@ -1,7 +1,7 @@
 """Disks that fill up, or are read-only, in every stage of a run; only root may mount what it needs.
 
-A work folder lies on a disk of its own in memory. Its room is a random part of what the stage needs. It is
-read-only from the start: while a run holds its lock, nothing can make it so.
+A work folder lies on a disk of its own in memory. Its room is a random part of what the stage needs. It
+is read-only from the start: while a run holds its lock, nothing can make it so.
 """
 
 import os
