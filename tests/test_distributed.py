@@ -1,13 +1,16 @@
-"""One process of eight devices and two of four: the same command, the same numbers, up to the masks.
+"""One process of eight devices and two of four: the same command, the same numbers, to the report.
 
-The segmenter and its evaluation are left out, for the time they take.
+One of the two is asked to stop in the first training, and both go on.
 """
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +31,18 @@ SMALL = [
     "--classify.network.blocks",
     *"1111",
     "--classify.batch-size=8",
-    "--classify.epochs=1",
+    "--classify.epochs=6",
+    "--classify.every=3",
     "--localize.batch-size=8",
     "--seeds.batch-size=8",
     "--relate.radius=3",
     "--relate.batch-size=8",
     "--label.batch-size=8",
-    "--until=label",
+    "--segment.width=8",
+    "--segment.batch-size=8",
+    "--segment.epochs=1",
+    "--evaluate.batch-size=8",
+    "--rho=0.9",
 ]
 
 
@@ -61,22 +69,41 @@ def runs(tmp_path_factory):
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     pair = ["--distributed", f"--processes.coordinator={address}", "--processes.count=2"]
     pair += [here, f"--workdir={folder / 'two'}"]
-    running = [start(folder / f"{i}.log", 4, *pair, f"--processes.index={i}") for i in (0, 1)]
+
+    def both(life: str) -> list[subprocess.Popen]:
+        logs = [folder / f"{life}-{i}.log" for i in (0, 1)]
+        return [start(log, 4, *pair, f"--processes.index={i}") for i, log in enumerate(logs)]
+
+    running = both("asked")
     try:
-        running.append(start(folder / "alone.log", 8, here, f"--workdir={folder / 'one'}"))
-        codes = [process.wait(300) for process in running]
+        wait_for(lambda: any((folder / "two").glob("classify-*/checkpoints/3")), running)
+        running[1].send_signal(signal.SIGTERM)
+        codes = [process.wait(120) for process in running]
+        running += [
+            *both("again"),
+            start(folder / "alone.log", 8, here, f"--workdir={folder / 'one'}"),
+        ]
+        codes += [process.wait(600) for process in running[2:]]
     finally:
         for process in running:
             process.kill()
             process.wait()
     logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
-    assert codes == [0, 0, 0], logs
+    assert codes == [143, 143, 0, 0, 0], logs
     return folder / "one", folder / "two"
 
 
+def wait_for(happens: Callable[[], bool], running: list[subprocess.Popen]) -> None:
+    """Waits until something holds, or a process has ended, or long enough."""
+    limit = time.monotonic() + 300
+    while not happens() and time.monotonic() < limit:
+        if any(process.poll() is not None for process in running):
+            return
+        time.sleep(0.05)
+
+
 def stage(workdir: Path, name: str) -> Path:
-    (folder,) = workdir.glob(f"{name}-*")
-    return folder
+    return next(workdir.glob(f"{name}-*"))
 
 
 def losses(workdir: Path, name: str) -> list[float]:
@@ -86,11 +113,11 @@ def losses(workdir: Path, name: str) -> list[float]:
 
 def test_every_stage_is_written_once_and_whole(runs):
     one, two = ({p.parent.name for p in run.glob("*/manifest.json")} for run in runs)
-    assert len(one) == 5 and one == two
+    assert len(one) == 8 and one == two
     assert not list(runs[1].rglob("*.part"))
 
 
-@pytest.mark.parametrize("name", ["classify", "relate"])
+@pytest.mark.parametrize("name", ["classify", "relate", "segment"])
 def test_losses_agree(runs, name):
     one, two = (losses(run, name) for run in runs)
     assert len(one) >= 1
@@ -98,7 +125,7 @@ def test_losses_agree(runs, name):
 
 
 def masks(workdir: Path) -> list[dict]:
-    paths = sorted(stage(workdir, "label").glob("masks-*.jsonl"))
+    paths = sorted(stage(workdir, "label-irnet").glob("masks-*.jsonl"))
     assert len(paths) == 5  # shards, of which the second process writes two
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
@@ -113,6 +140,17 @@ def test_pseudo_masks_agree(runs):
         for name in row["rle"]
     ]
     assert len(same) > 10 and np.mean(same) > 0.9
+
+
+def test_reports_agree(runs):
+    one, two = (json.loads((stage(run, "evaluate") / "report.json").read_text()) for run in runs)
+    assert two["n"] == one["n"] and two["mean"].keys() == one["mean"].keys()
+    # The prior asks no network: its numbers are the same, and those of the others nearly so.
+    assert two["mean"]["prior"] == one["mean"]["prior"]
+    for name, mean in one["mean"].items():
+        assert two["mean"][name]["iou"] == pytest.approx(mean["iou"], abs=0.02), name
+    aurocs = [np.array(list(r["classifier"]["auroc"].values()), float) for r in (one, two)]
+    np.testing.assert_allclose(*aurocs, atol=0.1)  # of few images: a pair is 0.02 or more
 
 
 def test_half_an_address_is_refused():
