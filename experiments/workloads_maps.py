@@ -21,6 +21,7 @@ from chexseg_jax.networks import build
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
 from chexseg_jax.stages.label import LabelConfig
 from chexseg_jax.stages.seed import STRIDE, SeedConfig
+from chexseg_jax.walk import chebyshev
 from experiments.workloads import Case, Scale, Workload
 from experiments.workloads_training import grey, segmenter
 
@@ -90,9 +91,9 @@ def seeding(scale: Scale) -> Iterator[Workload]:
 def walking(scale: Scale) -> Iterator[Workload]:
     """Gives the random walk of ten maps at every size.
 
-    By hand, as its loops hide them: in each step a difference, a product and a sum for each neighbour of
-    each cell of each map; and the weights read, the maps read and written, once a step. That is the work
-    of so many steps one by one: a walk that gets there in fewer shows a larger share than it takes.
+    By hand, as its loops hide them: in each product of the matrix a difference, a multiplication and a sum
+    for each neighbour of each cell of each map; and the affinity of each pair read, the maps read and
+    written, once a product. Eight steps are eight products, 256 are 90.
     """
     images, beta = scale.batches["walk"], LabelConfig().beta
     for side, radius, steps in scale.walks:
@@ -101,14 +102,18 @@ def walking(scale: Scale) -> Iterator[Workload]:
             return random_walk(maps, bounds, radius=radius, beta=beta, steps=steps)
 
         name = f"walk of {MAPS}, {side} x {side}, radius {radius}, {steps} steps"
-        cells, neighbours = float(images * side**2), 2 * len(paths(radius))
+        cells, pairs, products = (
+            float(images * side**2),
+            len(paths(radius)),
+            len(chebyshev(steps)) - 1,
+        )
         bounds = np.random.default_rng(4).random((images, side, side), np.float32)
         yield Workload(
             Case("walk", name, images, side, radius, steps),
             jax.jit(walk),
             spread(smooth(images, side), bounds**4),
-            flops=3 * cells * neighbours * MAPS * steps,
-            moved=4 * cells * (neighbours + 2 * MAPS) * steps,
+            flops=3 * cells * 2 * pairs * MAPS * products,
+            moved=4 * cells * (pairs + 2 * MAPS) * products,
         )
 
 
