@@ -91,9 +91,9 @@ def seeding(scale: Scale) -> Iterator[Workload]:
 def walking(scale: Scale) -> Iterator[Workload]:
     """Gives the random walk of ten maps at every size.
 
-    By hand, as its loops hide them: in each product of the matrix a difference, a multiplication and a sum
-    for each neighbour of each cell of each map; and the affinity of each pair read, the maps read and
-    written, once a product. Eight steps are eight products, 256 are 90.
+    By hand, as its loops hide them: in each product of the matrix a difference, a multiplication and a
+    sum for each neighbour of each cell of each map; and the affinity of each pair read, the maps read
+    and written, once a product. Eight steps are eight products, 256 are 90.
     """
     images, beta = scale.batches["walk"], LabelConfig().beta
     for side, radius, steps in scale.walks:
