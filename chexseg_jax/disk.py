@@ -43,6 +43,8 @@ def _answer(error: Exception) -> int | None:
 def writing(path: Path) -> Iterator[None]:
     """Says of a write in here that fails for want of a disk where it was and what to do.
 
+    Of a folder, the file in it where the error names one.
+
     Raises:
         NotWritten: in place of whatever the writer raises.
     """
@@ -52,9 +54,10 @@ def writing(path: Path) -> Iterator[None]:
         answer = None if isinstance(error, NotWritten) else _answer(error)
         if answer is None:
             raise
+        known = getattr(error, "filename", None) if path.is_dir() else None
         raise NotWritten(
-            f"{path}: {os.strerror(answer)}; {REMEDIES[answer]} and run the same command again: "
-            "what was finished is kept"
+            f"{known or path}: {os.strerror(answer)}; {REMEDIES[answer]} and run the same command "
+            "again: what was finished is kept"
         ) from error
 
 
