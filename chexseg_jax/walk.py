@@ -64,20 +64,9 @@ def random_walk(
     """
     if together is None:
         together = jax.default_backend() != "cpu"
-    walk = partial(_walk, radius=radius, beta=beta, steps=steps)
-    if together:
-        return walk(maps, bounds)
-    return jax.lax.map(lambda image: walk(*image), (maps[:, None], bounds[:, None]))[:, 0]
-
-
-def _walk(
-    maps: Float[Array, "b h w k"],
-    bounds: Float[Array, "b h w"],
-    *,
-    radius: int,
-    beta: float,
-    steps: int,
-) -> Float[Array, "b h w k"]:
+    if not together:
+        walk = partial(random_walk, radius=radius, beta=beta, steps=steps, together=True)
+        return jax.lax.map(lambda image: walk(*image), (maps[:, None], bounds[:, None]))[:, 0]
     height, width = bounds.shape[1:]
     reach = radius - 1
     offsets = [path[0] for path in paths(radius)]

@@ -102,11 +102,8 @@ def walking(scale: Scale) -> Iterator[Workload]:
             return random_walk(maps, bounds, radius=radius, beta=beta, steps=steps)
 
         name = f"walk of {MAPS}, {side} x {side}, radius {radius}, {steps} steps"
-        cells, pairs, products = (
-            float(images * side**2),
-            len(paths(radius)),
-            len(chebyshev(steps)) - 1,
-        )
+        cells, pairs = float(images * side**2), len(paths(radius))
+        products = len(chebyshev(steps)) - 1
         bounds = np.random.default_rng(4).random((images, side, side), np.float32)
         yield Workload(
             Case("walk", name, images, side, radius, steps),

@@ -103,7 +103,8 @@ def wait_for(happens: Callable[[], bool], running: list[subprocess.Popen]) -> No
 
 
 def stage(workdir: Path, name: str) -> Path:
-    return next(workdir.glob(f"{name}-*"))
+    (folder,) = workdir.glob(f"{name}-*")
+    return folder
 
 
 def losses(workdir: Path, name: str) -> list[float]:

@@ -84,8 +84,8 @@ def predict(
     for batch, count in once(framed(share(source), size), config.batch_size):
         logits.append(run(batch["images"])[:count])
         labels.append(batch["labels"][:count])
-    found = np.concatenate(logits), np.concatenate(labels)
-    return gathered(found[0], len(source)), gathered(found[1], len(source))
+    every = len(source)
+    return gathered(np.concatenate(logits), every), gathered(np.concatenate(labels), every)
 
 
 def aurocs(logits: Float[np.ndarray, "m n"], labels: Int[np.ndarray, "m n"]) -> dict[str, float]:

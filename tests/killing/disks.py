@@ -6,7 +6,6 @@ is read-only from the start: while a run holds its lock, nothing can make it so.
 
 import os
 import random
-import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final
 
 from tests.killing.digests import look
 from tests.killing.lives import finish
-from tests.killing.stages import STAGES, differing, done, life, undo
+from tests.killing.stages import copy_up_to, differing, done, life, undo
 
 ROOMY: Final = 2**30
 """Bytes on the disk when there is room."""
@@ -80,9 +79,7 @@ def _torment(
     base: Path,
     chance: random.Random,
 ) -> None:
-    shutil.copytree(base / "whole", workdir, dirs_exist_ok=True)
-    for after in STAGES[STAGES.index(stage) + 1 :][:1]:
-        undo(workdir, after)
+    copy_up_to(stage, base, workdir)
     taken, expected = used(workdir), look(workdir)
     undo(workdir, stage)
     kept = look(workdir)

@@ -57,6 +57,13 @@ def undo(workdir: Path, stage: str) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def copy_up_to(stage: str, base: Path, workdir: Path) -> None:
+    """Copies the unbroken run, without what follows a stage; the folder may be there."""
+    shutil.copytree(base / "whole", workdir, dirs_exist_ok=True)
+    for after in STAGES[STAGES.index(stage) + 1 :][:1]:
+        undo(workdir, after)
+
+
 def reached(base: Path) -> dict[str, float]:
     """Returns when the life that runs now, or ran last, came to each stage."""
     path, moments = base / "reached", {}
@@ -132,10 +139,8 @@ def torment(
 ) -> Counted:
     """Kills one stage so many times; whenever it is finished it is compared, and begun anew."""
     counted, workdir = Counted(), base / f"killed-{stage}"
-    shutil.copytree(base / "whole", workdir)
+    copy_up_to(stage, base, workdir)
     mine = ("evaluate", "label-cam") if stage == "report" else (stage,)
-    for after in STAGES[STAGES.index(stage) + 1 :][:1]:
-        undo(workdir, after)
     expected = look(workdir, mine)
     undo(workdir, stage)
 
