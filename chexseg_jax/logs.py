@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -41,33 +41,54 @@ Opener = Callable[[Path, int], Sink]
 """A stage's folder, and the steps it has behind it, to a sink."""
 
 
+FLUSH: Final = 60.0
+"""Seconds after which TensorBoard sees new numbers."""
+
+
 class TensorBoard:
-    """Event files in `<folder>/tensorboard`; TensorBoard forgets what they hold after `start`."""
+    """Event files in `<folder>/tensorboard`; TensorBoard forgets what they hold after `start`.
+
+    They are written by the caller: the package's own thread dies of a full disk, and who then waits for
+    its queue waits for ever.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
         """Opens a new event file."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, proto, summary
 
-        # The package names files by the second, and would write one of the same second over.
-        self._writer = SummaryWriter(
-            str(folder / "tensorboard"),
-            purge_step=start + 1,
-            filename_suffix=f".{time.time_ns()}",
-        )
+        self._folder, self._summary = folder / "tensorboard", summary
+        self._event = proto.event_pb2.Event
+        began = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # The package names files by the second, and would write one of the same second over.
+            self._events = event_file_writer.EventsWriter(
+                str(self._folder / "events"), filename_suffix=f".{time.time_ns()}"
+            )
+        self._flushed = 0.0  # the first numbers are to be seen at once
+        self._send(start + 1, session_log=began)
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Sends a step's numbers."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._send(step, summary=self._summary.scalar(name, value))
 
     def add_images(self, step: int, images: Images) -> None:
         """Sends pictures by name."""
         for name, image in images.items():
-            self._writer.add_image(name, image, step, dataformats="HWC")
+            self._send(step, summary=self._summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
         """Writes what is left."""
-        self._writer.close()
+        with writing(self._folder):
+            self._events.close()
+
+    def _send(self, step: int, **what: Any) -> None:
+        with writing(self._folder):
+            self._events.write_event(self._event(step=step, wall_time=time.time(), **what))
+            if time.monotonic() - self._flushed > FLUSH:
+                self._events.flush()
+                self._flushed = time.monotonic()
 
 
 class WeightsAndBiases:

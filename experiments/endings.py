@@ -31,7 +31,7 @@ def ending(workdir: Path) -> Iterator[None]:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
     try:
-        # TensorBoard's writer, for one, does not say which file found no room.
+        # Not every writer says which file found no room.
         with writing(workdir), locked(workdir), stoppable(), kept_compiled(workdir):
             yield
     except Stopped as stopped:

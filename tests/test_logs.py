@@ -139,6 +139,29 @@ def test_tensorboard_keeps_pictures(tmp_path):
     assert value.image.encoded_image_string.startswith(b"\x89PNG")
 
 
+LIMITED = """
+import pathlib, resource, signal, sys
+from chexseg_jax.logs import TensorBoard
+from experiments.endings import ending
+
+folder = pathlib.Path(sys.argv[1])
+with ending(folder):
+    sink = TensorBoard(folder, 0)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    for step in range(10_000):
+        sink.add_scalars(step, {"loss": 1.0})
+"""
+
+
+def test_events_that_find_no_room_end_the_run_in_a_sentence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert f"{tmp_path / 'tensorboard'}: File too large; allow larger files" in done.stderr
+
+
 @pytest.fixture
 def service(monkeypatch):
     """A stand-in for the package wandb, and what it was told."""
