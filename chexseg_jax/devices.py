@@ -1,5 +1,6 @@
 """Meshes and placement: training uses every device of every process, inference a process's own."""
 
+from functools import cache
 from typing import Any, Final
 
 import jax
@@ -37,6 +38,23 @@ def divided(batch: Any, over: Mesh) -> Any:
 def compute_dtype() -> Any:
     """Returns bfloat16 where the hardware multiplies it faster, else float32."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+@cache
+def compiler_options() -> dict[str, str]:
+    """Returns what XLA is told of a training's step.
+
+    On CPUs it would leave convolutions and sums to YNNPACK; its sums are faster than XLA's own loops, and
+    its convolutions slower than Eigen's (`docs/performance.md`).
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # an experimental option: another XLA may lack it
+        return {}
+    return options
 
 
 def wait_for_all(name: str) -> None:

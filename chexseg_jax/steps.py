@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from chexseg_jax.checkpoints import part
+from chexseg_jax.devices import compiler_options
 
 Batch = dict[str, Any]
 Logs = dict[str, Float[Array, ""]]
@@ -70,7 +71,7 @@ def step_of(
     result is not finite leaves the state as it was, and so does every step after it.
     """
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     def advance(
         state: dict[str, Any],
         batch: Batch,

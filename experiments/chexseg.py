@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and runs the stages it asks for."""
     config = read_arguments(__doc__ or "", arguments)
     if config.distributed:
-        join(config.processes)
+        join(config.processes, config.workdir)
     with ending(config.workdir):
         run = Run(config, open_data(config))
         for name in STAGES[: STAGES.index(config.until) + 1]:

@@ -1,9 +1,14 @@
 """Joining the processes of one run, before anything else is asked of JAX."""
 
+import atexit
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
+
+from experiments.witness import watched
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,11 @@ class Processes:
             )
 
 
-def join(processes: Processes) -> None:
+def join(processes: Processes, workdir: Path) -> None:
     """Joins the other processes; without an address of theirs JAX looks for the cluster it is in.
 
-    Ends the program with a sentence where there is none, or where it cannot be reached.
+    Ends the program with a sentence where there is none, or where it cannot be reached, and has one said
+    if JAX later ends this process because it has lost another.
     """
     try:
         jax.distributed.initialize(
@@ -44,3 +50,13 @@ def join(processes: Processes) -> None:
             f"--distributed: {error}. On a TPU pod, SLURM or Open MPI start it once a host or GPU; "
             "elsewhere give --processes.coordinator, --processes.count and --processes.index"
         )
+    witness = watched(
+        f"{workdir}: this process was ended from outside, or has lost another of the run. What was "
+        "finished is kept: start the same command in every process again"
+    )
+    atexit.register(_leave, witness)
+
+
+def _leave(witness: subprocess.Popen[bytes]) -> None:
+    jax.distributed.shutdown()  # which aborts too, if another was lost meanwhile
+    witness.communicate(b"farewell")

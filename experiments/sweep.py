@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_flags(SweepConfig, "sweep", SweepConfig, __doc__ or "", arguments)
     arms = arms_of(config)
     if config.run.distributed:
-        join(config.run.processes)
+        join(config.run.processes, config.run.workdir)
     with ending(config.run.workdir):
         data = open_data(config.run)
         found = compare(list({arm.name: arm for arm in arms.values()}.values()), data, config.seeds)

@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
     arms = arms_of(config)
     if config.run.distributed:
-        join(config.run.processes)
+        join(config.run.processes, config.run.workdir)
     with ending(config.run.workdir):
         data = open_data(config.run)
         found = compare(arms, data, config.seeds)

@@ -1,6 +1,7 @@
 """One process of eight devices and two of four: the same command, the same numbers, to the report.
 
-One of the two is asked to stop in the first training, and both go on.
+One of the two is asked to stop in the first training, and both go on; one is lost in the last, and both
+are started again.
 """
 
 import json
@@ -79,17 +80,25 @@ def runs(tmp_path_factory):
         wait_for(lambda: any((folder / "two").glob("classify-*/checkpoints/3")), running)
         running[1].send_signal(signal.SIGTERM)
         codes = [process.wait(120) for process in running]
+        running += both("lost")
+        wait_for(lambda: any((folder / "two").glob("segment-*/checkpoints/*")), running[2:])
+        running[3].kill()
+        codes += [process.wait(300) for process in running[2:]]
         running += [
             *both("again"),
             start(folder / "alone.log", 8, here, f"--workdir={folder / 'one'}"),
         ]
-        codes += [process.wait(600) for process in running[2:]]
+        codes += [process.wait(600) for process in running[4:]]
     finally:
         for process in running:
             process.kill()
             process.wait()
     logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
-    assert codes == [143, 143, 0, 0, 0], logs
+    assert codes == [143, 143, -signal.SIGABRT, -signal.SIGKILL, 0, 0, 0], logs
+    for i in (0, 1):  # one was aborted by JAX, one killed: what each has beside it says so
+        said = (folder / f"lost-{i}.log").read_text()
+        assert said.endswith("start the same command in every process again\n"), said[-2000:]
+        assert f"{folder / 'two'}: this process was ended from outside" in said
     return folder / "one", folder / "two"
 
 
