@@ -42,9 +42,9 @@ def compute_dtype() -> Any:
 
 @cache
 def compiler_options() -> dict[str, str]:
-    """Returns what XLA is told of a training's step.
+    """Returns what XLA is told when it compiles a network.
 
-    On CPUs it would leave convolutions and sums to YNNPACK; its sums are faster than XLA's own loops, and
+    On CPUs it would leave convolutions and sums to YNNPACK: its sums are faster than XLA's own loops,
     its convolutions slower than Eigen's (`docs/performance.md`).
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}

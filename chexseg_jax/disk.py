@@ -12,6 +12,7 @@ REMEDIES: Final = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there",
     errno.EFBIG: "allow larger files",
+    errno.EACCES: "give this user the right to it",
     errno.EROFS: "make it writable",
     errno.EIO: "see to that disk",
 }

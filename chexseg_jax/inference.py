@@ -5,7 +5,7 @@ Each question is a small frozen object, so that asking it again, of other weight
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from chexseg_jax.devices import local_mesh, replicated
+from chexseg_jax.devices import compiler_options, local_mesh, replicated
 from chexseg_jax.gradcam import grad_cam
 from chexseg_jax.images import Normalisation
 from chexseg_jax.losses import finding_logits
@@ -24,9 +24,12 @@ from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, OBSERVATIONS
 Images = UInt8[Array, "b h w 1"]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _ask(question: Callable[..., Any], structure: Any, state: Any, *arrays: Any) -> Any:
-    return question(nnx.merge(structure, state), *arrays)
+@cache
+def _asking() -> Callable[..., Any]:
+    def ask(question: Callable[..., Any], structure: Any, state: Any, *arrays: Any) -> Any:
+        return question(nnx.merge(structure, state), *arrays)
+
+    return jax.jit(ask, static_argnums=(0, 1), compiler_options=compiler_options())
 
 
 def infer(question: Callable[..., Any], model: nnx.Module) -> Callable[..., Any]:
@@ -35,13 +38,13 @@ def infer(question: Callable[..., Any], model: nnx.Module) -> Callable[..., Any]
     Compiled once for each question, network and shape, whatever the weights. The first axis of the
     arrays is split over the devices, so it must be a multiple of their number.
     """
-    here = local_mesh()
+    here, ask = local_mesh(), _asking()
     structure, state = nnx.split(model)
     state = jax.device_put(jax.device_get(state), replicated(here))
     along = NamedSharding(here, PartitionSpec("data"))
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(_ask(question, structure, state, *jax.device_put(arrays, along)))
+        return jax.device_get(ask(question, structure, state, *jax.device_put(arrays, along)))
 
     return run
 

@@ -30,6 +30,7 @@ def ending(workdir: Path) -> Iterator[None]:
     What is compiled meanwhile stays in the work folder too.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
+    sys.unraisablehook = _unraised
     try:
         # Not every writer says which file found no room.
         with writing(workdir), locked(workdir), stoppable(), kept_compiled(workdir):
@@ -39,6 +40,12 @@ def ending(workdir: Path) -> Iterator[None]:
         sys.exit(stopped.code)
     except ERRORS as error:
         sys.exit(f"{error}")
+
+
+def _unraised(found: "sys.UnraisableHookArgs") -> None:
+    # When one array finds no room, TensorStore reports the others to a loop that Orbax has closed.
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from chexseg_jax import random_walk
 from chexseg_jax.affinity import paths
 from chexseg_jax.crf import CrfConfig, seeds_from_cams
-from chexseg_jax.devices import compute_dtype, mesh, replicated
+from chexseg_jax.devices import compiler_options, compute_dtype, mesh, replicated
 from chexseg_jax.images import IMAGENET
 from chexseg_jax.inference import Cams, Probabilities
 from chexseg_jax.networks import build
@@ -42,7 +42,9 @@ def asking(case: Case, question: Callable[..., Any], model: nnx.Module, size: in
         return question(nnx.merge(structure, state), images)
 
     arguments = (state, *spread(grey(case.images, size)))
-    return Workload(case, jax.jit(ask), arguments, dtype=compute_dtype())
+    return Workload(
+        case, jax.jit(ask, compiler_options=compiler_options()), arguments, dtype=compute_dtype()
+    )
 
 
 def localizing(scale: Scale) -> Iterator[Workload]:

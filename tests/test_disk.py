@@ -27,6 +27,7 @@ work = {
     "json": lambda: write_json(folder / "new", ["x" * 1000] * 1000),
     "records": lambda: write_records(folder / "new", [{"x": numbers}] * 4),
     "checkpoint": lambda: write_tree(folder / "new", {"a": jnp.array(numbers)}),
+    "arrays": lambda: write_tree(folder / "new", {str(i): jnp.array(numbers) for i in range(50)}),
 }[what]
 with ending(folder):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -35,7 +36,7 @@ with ending(folder):
 """
 
 
-@pytest.mark.parametrize("what", ["json", "records", "checkpoint"])
+@pytest.mark.parametrize("what", ["json", "records", "checkpoint", "arrays"])
 def test_a_file_that_finds_no_room_is_one_sentence_and_leaves_the_others(tmp_path, what):
     (tmp_path / "old").write_text("kept")
     done = subprocess.run(
