@@ -12,6 +12,8 @@ from orbax.checkpoint import multihost
 DAY: Final = 24 * 60 * 60 * 1000
 """Milliseconds that one process may work while the others wait; a lost one ends the wait sooner."""
 
+ON_CPUS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
 
 def mesh() -> Mesh:
     """Returns all devices of all processes along one axis, `data`."""
@@ -47,14 +49,13 @@ def compiler_options() -> dict[str, str]:
     On CPUs it would leave convolutions and sums to YNNPACK: its sums are faster than XLA's own loops,
     its convolutions slower than Eigen's (`docs/performance.md`).
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     if jax.default_backend() != "cpu":
         return {}
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options=ON_CPUS).lower().compile()
     except jax.errors.JaxRuntimeError:  # an experimental option: another XLA may lack it
         return {}
-    return options
+    return ON_CPUS
 
 
 def wait_for_all(name: str) -> None:
