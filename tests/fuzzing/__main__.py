@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.fuzzing.judging import MEMORY, SECONDS, torment
 from tests.fuzzing.targets import TARGETS
 
-COUNTS = {"pictures": 10_000, "masks": 5_000, "tables": 2_000, "weights": 1_000, "dicoms": 2_000}
+COUNTS = {"pictures": 10_000, "masks": 5_000, "tables": 2_000, "weights": 1_000, "dicoms": 5_000}
 
 
 def main() -> None:
