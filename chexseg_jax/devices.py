@@ -13,6 +13,7 @@ DAY: Final = 24 * 60 * 60 * 1000
 """Milliseconds that one process may work while the others wait; a lost one ends the wait sooner."""
 
 ON_CPUS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+"""What XLA's compiler for CPUs is told, if it knows it."""
 
 
 def mesh() -> Mesh:

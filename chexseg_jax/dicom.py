@@ -6,6 +6,7 @@ black. What cannot be shown so without guessing is refused by name. Needs the ex
 """
 
 import io
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +40,7 @@ def _pydicom() -> Any:
         raise RadiographError(
             "DICOM files need a package: pip install 'chexseg-jax[dicom]'"
         ) from None
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs, with a stack, what it raises
     return pydicom
 
 

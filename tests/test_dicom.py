@@ -8,6 +8,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEGLSLossless,
     MediaStorageDirectoryStorage,
+    RLELossless,
 )
 
 from chexseg_jax.dicom import read_dicom
@@ -149,6 +150,13 @@ def test_a_transfer_syntax_that_is_none_is_refused_by_name(tmp_path):
     path.write_bytes(content)
     with pytest.raises(RadiographError, match=r"a\.dcm: its pixels cannot be decoded"):
         read_dicom(path)
+
+
+def test_a_decoder_that_fails_says_nothing_beside_the_sentence(tmp_path, caplog):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, bits=12, syntax=RLELossless)
+    with pytest.raises(RadiographError, match=r"a\.dcm: its pixels cannot be decoded"):
+        read_dicom(path)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("tags", [{}, {"PatientOrientation": None}])
