@@ -29,8 +29,10 @@ def ending(workdir: Path) -> Iterator[None]:
 
     What is compiled meanwhile stays in the work folder too.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
+    # Never put back: what is collected as the program ends reports itself after this function's last line.
     sys.unraisablehook = _unraised
+    for name in ("absl", "asyncio"):  # Orbax logs at length what it then raises, and what it left unread
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         # Not every writer says which file found no room.
         with writing(workdir), locked(workdir), stoppable(), kept_compiled(workdir):
