@@ -44,7 +44,8 @@ def infer(question: Callable[..., Any], model: nnx.Module) -> Callable[..., Any]
     along = NamedSharding(here, PartitionSpec("data"))
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(ask(question, structure, state, *jax.device_put(arrays, along)))
+        placed = jax.block_until_ready(jax.device_put(arrays, along))
+        return jax.device_get(ask(question, structure, state, *placed))
 
     return run
 
@@ -55,7 +56,7 @@ def spread(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = jax.jit(function)
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(compiled(*jax.device_put(arrays, along)))
+        return jax.device_get(compiled(*jax.block_until_ready(jax.device_put(arrays, along))))
 
     return run
 

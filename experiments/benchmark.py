@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 import jax
 import tyro
 
+from chexseg_jax.devices import keep_memory
 from experiments import against_torch, workloads_maps, workloads_training
 from experiments.benchmark_table import about, markdown, write
 from experiments.costs import peak_in_use
@@ -58,13 +59,15 @@ class Config:
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.seconds <= 0:
             raise BenchmarkError("--repeats and --seconds must be more than 0")
-        if self.batch is not None and (self.batch < 1 or self.batch % jax.device_count()):
-            raise BenchmarkError(
-                f"--batch must be a multiple of the {jax.device_count()} devices, got {self.batch}"
-            )
+        if self.batch is not None and self.batch < 1:
+            raise BenchmarkError(f"--batch must be at least 1, got {self.batch}")
 
     def scale(self) -> Scale:
         """Returns the sizes for this machine."""
+        if self.batch is not None and self.batch % jax.device_count():
+            raise BenchmarkError(
+                f"--batch must be a multiple of the {jax.device_count()} devices, got {self.batch}"
+            )
         full = CPU if jax.default_backend() == "cpu" else ACCELERATOR
         return (QUICK if self.quick else full).of_batch(self.batch)
 
@@ -160,6 +163,7 @@ def benchmark(config: Config) -> tuple[dict[str, Any], list[Measurement]]:
             config = Config(**{**vars(config), "against": None})
         else:
             against_torch.share_memory()
+    keep_memory()
     peak = peak_of(jax.local_devices()[0])
     told = about(peak, torch=config.against is not None, quick=config.quick)
     rows = []

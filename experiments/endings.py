@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from chexseg_jax.data import BatchError
-from chexseg_jax.devices import wait_for_all
+from chexseg_jax.devices import keep_memory, wait_for_all
 from chexseg_jax.disk import writing
 from chexseg_jax.networks import WeightsError
 from chexseg_jax.stopping import Stopped, stoppable
@@ -29,10 +29,14 @@ def ending(workdir: Path) -> Iterator[None]:
 
     What is compiled meanwhile stays in the work folder too.
     """
-    # Never put back: what is collected as the program ends reports itself after this function's last line.
+    # Never put back: what is collected as the program ends reports itself after the last line here.
     sys.unraisablehook = _unraised
-    for name in ("absl", "asyncio"):  # Orbax logs at length what it then raises, and what it left unread
+    for name in (
+        "absl",
+        "asyncio",
+    ):  # Orbax logs at length what it raises, asyncio what it left unread
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    keep_memory()
     try:
         # Not every writer says which file found no room.
         with writing(workdir), locked(workdir), stoppable(), kept_compiled(workdir):

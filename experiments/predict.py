@@ -26,6 +26,7 @@ import tyro
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from chexseg_jax.devices import keep_memory
 from chexseg_jax.exports import ExportError, Trained, load_segmenter
 from chexseg_jax.files import read_radiograph
 from chexseg_jax.images import letterbox
@@ -149,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         Config, prog="python -m experiments.predict", args=arguments, description=__doc__
     )
+    keep_memory()
     with refusing(DataError, ExportError, OSError):
         code = run(config)
     sys.exit(code)

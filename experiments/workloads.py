@@ -128,6 +128,7 @@ class Compiled:
         self._arguments, self._learns = workload.arguments, workload.learns
         self.images = workload.case.images
         counted, devices = cost_of(self._run), jax.device_count()
+        self._one_by_one = jax.default_backend() == "cpu" and devices > 1
         self.cost = Cost(
             workload.flops / devices if workload.flops else counted.flops,
             workload.moved / devices if workload.moved else counted.moved,
@@ -139,7 +140,8 @@ class Compiled:
         result = self._run(*self._arguments)
         if self._learns:
             self._arguments = (result[0], *self._arguments[1:])
-        return result
+        # On CPUs calls that wait for one another's devices can take all of XLA's threads, and hang.
+        return jax.block_until_ready(result) if self._one_by_one else result
 
     def wait(self, started: Any) -> None:
         """Waits for a call."""
