@@ -54,6 +54,25 @@ def test_max_pool_by_hand():
     np.testing.assert_array_equal(max_pool(maps)[0, ..., 0], [[0, -1], [-4, -5]])
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 8, 3), (1, 1, 2, 1), (2, 5, 5, 4)])
+def test_forms_of_max_pool_agree_in_values_and_in_who_takes_the_gradient_of_equals(shape):
+    maps = jnp.asarray(np.random.default_rng(0).integers(0, 4, shape).astype(np.float32))
+
+    def pulled(shifted):
+        pooled, pull = jax.vjp(lambda maps: max_pool(maps, shifted=shifted), maps)
+        return pooled, *pull(jnp.arange(1.0, pooled.size + 1).reshape(pooled.shape))
+
+    for left, right in zip(pulled(True), pulled(False), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_max_pool_keeps_what_is_not_a_number():
+    maps = jnp.ones((1, 5, 5, 1)).at[0, 2, 2].set(jnp.nan)
+    for shifted in (True, False):
+        pooled = max_pool(maps, shifted=shifted)[0, ..., 0]
+        np.testing.assert_array_equal(pooled, [[1, 1, 1], [1, np.nan, 1], [1, 1, 1]])
+
+
 @pytest.mark.parametrize("dilation", [1, 2, 5, 7, 36])
 def test_depthwise_forms_agree(dilation):
     maps, kernel = normal(2, 6, 8, 3), normal(3, 3, 1, 3, seed=1)
