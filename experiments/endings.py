@@ -31,10 +31,8 @@ def ending(workdir: Path) -> Iterator[None]:
     """
     # Never put back: what is collected as the program ends reports itself after the last line here.
     sys.unraisablehook = _unraised
-    for name in (
-        "absl",
-        "asyncio",
-    ):  # Orbax logs at length what it raises, asyncio what it left unread
+    # Orbax logs at length what it then raises, and asyncio what Orbax left unread.
+    for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     keep_memory()
     try:
