@@ -1,14 +1,11 @@
 """Meshes and placement: training uses every device of every process, inference a process's own."""
 
-import ctypes
-import sys
 from functools import cache
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.backend import clear_backends
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
@@ -17,27 +14,6 @@ DAY: Final = 24 * 60 * 60 * 1000
 
 ON_CPUS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 """What XLA's compiler for CPUs is told, if it knows it."""
-
-KEPT: Final = {-4: 0, -1: -1}
-"""glibc's M_MMAP_MAX and M_TRIM_THRESHOLD: blocks come from the heap, and the heap is never cut."""
-
-
-def keep_memory() -> None:
-    """Has the memory that one step frees kept for the next, where one CPU device computes.
-
-    XLA takes a step's scratch, gigabytes, from the C library and gives it back, and that to the kernel,
-    which clears as many pages again in the next step (`docs/performance.md`). Threads but the first have
-    heaps too small for it, so computations start in the thread that calls them, if what they read is
-    there; several devices each need a thread. Another C library than glibc is left as it is. Arrays do
-    not outlive the call.
-    """
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    clear_backends()  # which read that once
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        for parameter, value in KEPT.items():
-            library.mallopt(parameter, value)
 
 
 def mesh() -> Mesh:
@@ -60,7 +36,7 @@ def divided(batch: Any, over: Mesh) -> Any:
     """Returns a process's part of a batch as part of global arrays, split along their first axis."""
     sharding = NamedSharding(over, PartitionSpec("data"))
     parts = jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, v), batch)
-    return jax.block_until_ready(parts)  # see `keep_memory`
+    return jax.block_until_ready(parts)  # see `memory`
 
 
 def compute_dtype() -> Any:

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import jax
 import tyro
 
-from chexseg_jax.devices import keep_memory
+from chexseg_jax.memory import keep_memory
 from experiments import against_torch, workloads_maps, workloads_training
 from experiments.benchmark_table import about, markdown, write
 from experiments.costs import peak_in_use

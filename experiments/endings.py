@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 
 from chexseg_jax.data import BatchError
-from chexseg_jax.devices import keep_memory, wait_for_all
+from chexseg_jax.devices import wait_for_all
 from chexseg_jax.disk import writing
+from chexseg_jax.memory import keep_memory
 from chexseg_jax.networks import WeightsError
 from chexseg_jax.stopping import Stopped, stoppable
 from chexseg_jax.tables import TableError

@@ -26,10 +26,10 @@ import tyro
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from chexseg_jax.devices import keep_memory
 from chexseg_jax.exports import ExportError, Trained, load_segmenter
 from chexseg_jax.files import read_radiograph
 from chexseg_jax.images import letterbox
+from chexseg_jax.memory import keep_memory
 from chexseg_jax.radiographs import Radiograph, RadiographError
 from datasets.errors import DataError
 from experiments.drawing import Drawing, draw

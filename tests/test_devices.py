@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import jax
 
 from chexseg_jax import devices
@@ -12,28 +8,3 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     assert found() == (devices.ON_CPUS if jax.default_backend() == "cpu" else {})
     monkeypatch.setattr(devices, "ON_CPUS", {"xla_cpu_no_such_thing": "1"})
     assert found() == {}
-
-
-FAULTS = """
-import resource
-import jax, jax.numpy as jnp, numpy as np
-from chexseg_jax.devices import keep_memory
-keep_memory()
-step = jax.jit(lambda rows, columns: (jnp.sin(rows) @ columns).sum())
-given = jax.device_put((np.ones((40_000, 500), np.float32), np.ones((500, 8), np.float32)))
-for _ in range(5):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step(*given).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def test_a_step_finds_the_memory_of_the_step_before():
-    pages = 40_000 * 500 * 4 / 4096  # of the sines
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    assert int(done.stdout) < pages / 10

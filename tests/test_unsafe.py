@@ -49,6 +49,8 @@ def test_nothing_is_run_that_is_read_and_nothing_is_fetched(path):
     found = offences(path.read_text())
     if path.parent == ROOT / "experiments" / "against_torch":  # a comparison with torch needs torch
         found = [what for what in found if what.partition(".")[0] != "torch"]
+    if path == ROOT / "chexseg_jax" / "memory.py":  # which sets two parameters of the C library's
+        found.remove("ctypes")
     assert found == []
 
 

@@ -1,0 +1,32 @@
+"""Memory that one step frees is kept for the next, where a CPU computes.
+
+XLA takes a step's scratch, gigabytes, from the C library and gives it back; that hands it to the
+kernel, and has as many pages cleared in the next step (`docs/performance.md`). Threads but the first have
+heaps too small for it, so computations must start in the thread that calls them, as they do if what they
+read is there.
+"""
+
+import ctypes
+import sys
+from typing import Final
+
+import jax
+from jax.extend.backend import clear_backends
+
+KEPT: Final = {-4: 0, -1: -1}
+"""glibc's M_MMAP_MAX and M_TRIM_THRESHOLD: blocks come from the heap, and the heap is never cut."""
+
+
+def keep_memory() -> None:
+    """Keeps freed memory, if one CPU device is all there is; call it before there are arrays.
+
+    Several devices each need a thread, and accelerators have memory of their own: there it does nothing.
+    Another C library than glibc is left as it is.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    clear_backends()  # which read that once
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in KEPT.items():
+            library.mallopt(parameter, value)
