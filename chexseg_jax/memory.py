@@ -1,9 +1,9 @@
 """Memory that one step frees is kept for the next, where a CPU computes.
 
 XLA takes a step's scratch, gigabytes, from the C library and gives it back; that hands it to the
-kernel, and has as many pages cleared in the next step (`docs/performance.md`). Threads but the first have
-heaps too small for it, so computations must start in the thread that calls them, as they do if what they
-read is there.
+kernel, and has as many pages cleared in the next step (`docs/performance.md`). Threads but the first
+have heaps too small for it, so computations must start in the thread that calls them, as they do if
+what they read is there.
 """
 
 import ctypes
