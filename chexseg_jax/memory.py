@@ -3,7 +3,8 @@
 XLA takes a step's scratch, gigabytes, from the C library and gives it back; that hands it to the
 kernel, and has as many pages cleared in the next step (`docs/performance.md`). Threads but the first
 have heaps too small for it, so computations must start in the thread that calls them, as they do if
-what they read is there.
+what they read is there. In its first steps a heap may grow by more than one step needs, as small things
+come to lie in the gap.
 """
 
 import ctypes
