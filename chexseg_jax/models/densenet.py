@@ -14,15 +14,8 @@ from jaxtyping import Array, Float
 
 from chexseg_jax.models.backbone import Stages, is_wide
 from chexseg_jax.models.initialisers import he_normal_in
-from chexseg_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    Linear,
-    Moments,
-    join,
-    max_pool,
-    moments_of,
-)
+from chexseg_jax.models.layers import BatchNorm, Conv, Linear, Moments, join, moments_of
+from chexseg_jax.models.pooling import average_pool, max_pool
 
 
 class DenseLayer(nnx.Module):
@@ -141,21 +134,3 @@ class DenseNet(nnx.Module):
     ) -> Float[Array, "b n"]:
         """Returns the logits of images."""
         return self.classify(self.features(images, train=train))
-
-
-def average_pool(maps: Float[Array, "b h w c"], stride: int) -> Float[Array, "b oh ow c"]:
-    """Returns the means of 2 x 2 windows, every cell or every second.
-
-    At stride 1 the last row and column repeat, so that the grid is kept and its even cells are those
-    of stride 2.
-    """
-    if stride == 1:
-        maps = jnp.pad(maps, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
-    height, width = maps.shape[1:3]
-    rows, columns = (range(0, n - 1, stride) for n in (height, width))
-    windows = [
-        maps[:, i : rows[-1] + i + 1 : stride, j : columns[-1] + j + 1 : stride]
-        for i in (0, 1)
-        for j in (0, 1)
-    ]
-    return sum(windows[1:], windows[0]) / 4

@@ -239,40 +239,6 @@ def affine(
     return (maps.astype(jnp.float32) - centre) * factors + bias
 
 
-def max_pool(
-    maps: Float[Array, "b h w c"], *, shifted: bool | None = None
-) -> Float[Array, "b oh ow c"]:
-    """Returns the largest value of each 3 x 3 window, every second cell.
-
-    Args:
-        maps: what is pooled.
-        shifted: by comparing shifted maps, first along rows and then along columns, so that of equal
-            values the first takes the gradient, as it does otherwise; by default where there is no
-            accelerator, for there XLA pulls its own back several times as slowly.
-    """
-    if shifted is None:
-        shifted = jax.default_backend() == "cpu"
-    if shifted:
-        return _largest_of_three(_largest_of_three(maps, 2), 1)
-    return lax.reduce_window(
-        maps, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    )
-
-
-def _largest_of_three(maps: Float[Array, "b h w c"], axis: int) -> Float[Array, "b oh ow c"]:
-    """Returns the largest of each second cell and its neighbours along an axis."""
-    last = maps.shape[axis] - (maps.shape[axis] - 1) % 2
-    padding = [(0, 0)] * 4
-    padding[axis] = (1, 1)
-    padded = jnp.pad(maps, padding, constant_values=-jnp.inf)
-    before, here, after = (lax.slice_in_dim(padded, i, i + last, 2, axis) for i in range(3))
-    largest = before
-    for cells in (here, after):
-        # Not `maximum`, which would share the gradient of equals; a number that is none is kept.
-        largest = jnp.where((cells > largest) | jnp.isnan(cells), cells, largest)
-    return largest
-
-
 def resize(
     maps: Float[Array, "b h w c"], height: int, width: int, *, corners: bool
 ) -> Float[Array, "b height width c"]:

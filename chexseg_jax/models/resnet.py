@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from chexseg_jax.models.backbone import Stages, is_wide
 from chexseg_jax.models.initialisers import he_normal_out
-from chexseg_jax.models.layers import BatchNorm, Conv, Linear, max_pool
+from chexseg_jax.models.layers import BatchNorm, Conv, Linear
+from chexseg_jax.models.pooling import max_pool
 
 
 class Block(nnx.Module):
