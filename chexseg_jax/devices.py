@@ -39,6 +39,12 @@ def divided(batch: Any, over: Mesh) -> Any:
     return jax.block_until_ready(parts)  # see `memory`
 
 
+def split(arrays: Any, over: Mesh) -> Any:
+    """Returns whole arrays split along their first axis over devices of this process."""
+    placed = jax.device_put(arrays, NamedSharding(over, PartitionSpec("data")))
+    return jax.block_until_ready(placed)  # see `memory`
+
+
 def compute_dtype() -> Any:
     """Returns bfloat16 where the hardware multiplies it faster, else float32."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from chexseg_jax.devices import compiler_options, local_mesh, replicated
+from chexseg_jax.devices import compiler_options, local_mesh, replicated, split
 from chexseg_jax.gradcam import grad_cam
 from chexseg_jax.images import Normalisation
 from chexseg_jax.losses import finding_logits
@@ -41,22 +40,19 @@ def infer(question: Callable[..., Any], model: nnx.Module) -> Callable[..., Any]
     here, ask = local_mesh(), _asking()
     structure, state = nnx.split(model)
     state = jax.device_put(jax.device_get(state), replicated(here))
-    along = NamedSharding(here, PartitionSpec("data"))
 
     def run(*arrays: Any) -> Any:
-        placed = jax.block_until_ready(jax.device_put(arrays, along))
-        return jax.device_get(ask(question, structure, state, *placed))
+        return jax.device_get(ask(question, structure, state, *split(arrays, here)))
 
     return run
 
 
 def spread(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function of arrays, compiled and split over this process's devices, NumPy in and out."""
-    along = NamedSharding(local_mesh(), PartitionSpec("data"))
-    compiled = jax.jit(function)
+    here, compiled = local_mesh(), jax.jit(function)
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(compiled(*jax.block_until_ready(jax.device_put(arrays, along))))
+        return jax.device_get(compiled(*split(arrays, here)))
 
     return run
 

@@ -127,9 +127,8 @@ def one_line(error: Exception) -> str:
     return "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {said}"
 
 
-def rows_of(config: Config, peak: Peak) -> Iterator[Measurement]:
+def rows_of(config: Config, scale: Scale, peak: Peak) -> Iterator[Measurement]:
     """Gives the rows one by one; one that does not fit in memory says so, and the others go on."""
-    scale = config.scale()
 
     def guarded(row: Row, rows: Callable[[], Iterator[Measurement]]) -> Iterator[Measurement]:
         try:
@@ -164,10 +163,11 @@ def benchmark(config: Config) -> tuple[dict[str, Any], list[Measurement]]:
         else:
             against_torch.share_memory()
     keep_memory()
+    scale = config.scale()
     peak = peak_of(jax.local_devices()[0])
     told = about(peak, torch=config.against is not None, quick=config.quick)
     rows = []
-    for row in rows_of(config, peak):
+    for row in rows_of(config, scale, peak):
         rate = f"{row.images_per_second:,.4g} images/s" if row.images_per_second else ""
         print(f"{row.row:9} {row.by:14} {row.name}: {rate} {row.note}".rstrip(), flush=True)
         rows.append(row)

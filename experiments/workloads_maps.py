@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from chexseg_jax import random_walk
 from chexseg_jax.affinity import paths
 from chexseg_jax.crf import CrfConfig, seeds_from_cams
-from chexseg_jax.devices import compiler_options, compute_dtype, mesh, replicated
+from chexseg_jax.devices import compiler_options, compute_dtype, mesh, replicated, split
 from chexseg_jax.images import IMAGENET
 from chexseg_jax.inference import Cams, Probabilities
 from chexseg_jax.networks import build
@@ -28,11 +27,6 @@ from experiments.workloads_training import grey, segmenter
 MAPS = len(PATHOLOGIES)
 
 
-def spread(*arrays: np.ndarray) -> tuple[Any, ...]:
-    """Returns arrays on the devices, split along their first axis."""
-    return jax.device_put(arrays, NamedSharding(mesh(), PartitionSpec("data")))
-
-
 def asking(case: Case, question: Callable[..., Any], model: nnx.Module, size: int) -> Workload:
     """Returns what `inference.infer` compiles, without the way to and from the device."""
     structure, state = nnx.split(model)
@@ -41,7 +35,7 @@ def asking(case: Case, question: Callable[..., Any], model: nnx.Module, size: in
     def ask(state: Any, images: Any) -> Any:
         return question(nnx.merge(structure, state), images)
 
-    arguments = (state, *spread(grey(case.images, size)))
+    arguments = (state, split(grey(case.images, size), mesh()))
     return Workload(
         case, jax.jit(ask, compiler_options=compiler_options()), arguments, dtype=compute_dtype()
     )
@@ -80,10 +74,13 @@ def seeding(scale: Scale) -> Iterator[Workload]:
     yield Workload(
         Case("seed", f"CRF of {MAPS}, {side} x {side}", images, side, steps=crf.iterations),
         jax.jit(seeds),
-        spread(
-            smooth(images, side),
-            grey(images, side).astype(np.float32),
-            np.ones((images, MAPS), np.int32),
+        split(
+            (
+                smooth(images, side),
+                grey(images, side).astype(np.float32),
+                np.ones((images, MAPS), np.int32),
+            ),
+            mesh(),
         ),
         flops=images * pairs * (10 + 2 * both * crf.iterations),
         moved=images * side**2 * 4.0 * 2 * both * crf.iterations,
@@ -110,7 +107,7 @@ def walking(scale: Scale) -> Iterator[Workload]:
         yield Workload(
             Case("walk", name, images, side, radius, steps),
             jax.jit(walk),
-            spread(smooth(images, side), bounds**4),
+            split((smooth(images, side), bounds**4), mesh()),
             flops=3 * cells * 2 * pairs * MAPS * products,
             moved=4 * cells * (pairs + 2 * MAPS) * products,
         )
