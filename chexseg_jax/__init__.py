@@ -8,16 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chexseg_jax.data import mix as mix
-    from chexseg_jax.exports import load_segmenter as load_segmenter
-    from chexseg_jax.gradcam import grad_cam as grad_cam
-    from chexseg_jax.metrics import iou as iou
+    from chexseg_jax.evaluation.metrics import iou as iou
+    from chexseg_jax.inference.export import load_segmenter as load_segmenter
     from chexseg_jax.models.deeplab import DeepLabV3Plus as DeepLabV3Plus
     from chexseg_jax.models.densenet import DenseNet as DenseNet
     from chexseg_jax.models.irnet import IRNet as IRNet
     from chexseg_jax.models.resnet import ResNet as ResNet
     from chexseg_jax.pathologies import PATHOLOGIES as PATHOLOGIES
-    from chexseg_jax.walk import random_walk as random_walk
+    from chexseg_jax.pseudolabels.gradcam import grad_cam as grad_cam
+    from chexseg_jax.pseudolabels.random_walk import random_walk as random_walk
+    from chexseg_jax.training.data import mix as mix
 
 _HOMES = {
     "PATHOLOGIES": "pathologies",
@@ -25,11 +25,11 @@ _HOMES = {
     "ResNet": "models.resnet",
     "IRNet": "models.irnet",
     "DeepLabV3Plus": "models.deeplab",
-    "grad_cam": "gradcam",
-    "random_walk": "walk",
-    "mix": "data",
-    "iou": "metrics",
-    "load_segmenter": "exports",
+    "grad_cam": "pseudolabels.gradcam",
+    "random_walk": "pseudolabels.random_walk",
+    "mix": "training.data",
+    "iou": "evaluation.metrics",
+    "load_segmenter": "inference.export",
 }
 __all__ = [*_HOMES]
 

@@ -19,7 +19,7 @@ from chexseg_jax.masks import unpack
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """Mean and standard deviation of pixels on [0, 1], a channel each; part of a network's weights."""
 
     mean: tuple[float, float, float]
@@ -32,9 +32,9 @@ class Normalisation:
         return (pixels - mean[None, None, None]) / std[None, None, None]
 
 
-IMAGENET: Final = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CHEXPERT: Final = Normalisation((0.5020,) * 3, (0.085585,) * 3)
-XRV: Final = Normalisation((0.5,) * 3, (1 / 2048,) * 3)
+IMAGENET: Final = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CHEXPERT: Final = Normalization((0.5020,) * 3, (0.085585,) * 3)
+XRV: Final = Normalization((0.5,) * 3, (1 / 2048,) * 3)
 """torchxrayvision's range of [-1024, 1024]."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datasets.errors import DataError
 from datasets.prepare import prepare, prepare_phantoms
-from datasets.sources import available, open_source
+from datasets.source import available, open_source
 
 
 def main(arguments: list[str] | None = None) -> int:

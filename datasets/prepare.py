@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from datasets.errors import DataError
 from datasets.holding import hold
 from datasets.phantom import write_phantoms
-from datasets.sources import BUILDERS, folder_of
+from datasets.source import BUILDERS, folder_of
 
 RAW_PHANTOM: Final = "raw-phantom"
 PHANTOM: Final = "phantom.json"

@@ -21,16 +21,23 @@ from typing import Any, Final, Literal
 import jax
 import tyro
 
-from chexseg_jax.memory import keep_memory
-from experiments import against_torch, workloads_maps, workloads_training
-from experiments.benchmark_table import about, markdown, write
-from experiments.costs import peak_in_use
-from experiments.measurements import OURS, Measurement, measured
-from experiments.peaks import Peak, peak_of
-from experiments.refusing import refusing
-from experiments.timing import Runner, take_turns
-from experiments.workloads import ACCELERATOR, CPU, QUICK, ROWS, Compiled, Row, Scale, Workload
-from experiments.workloads_files import films, loading, whole
+from chexseg_jax.runtime.cpu import keep_memory
+from experiments.benchmarks.file_workloads import films, loading, whole
+from experiments.benchmarks.measurements import OURS, Measurement, measured
+from experiments.benchmarks.roofline import Peak, peak_in_use, peak_of
+from experiments.benchmarks.table import about, markdown, write
+from experiments.benchmarks.timing import Runner, take_turns
+from experiments.benchmarks.workloads import (
+    ACCELERATOR,
+    CPU,
+    QUICK,
+    ROWS,
+    Compiled,
+    Row,
+    Scale,
+    Workload,
+)
+from experiments.run.cli import errors_to_exit_code_2
 
 
 class BenchmarkError(ValueError):
@@ -73,13 +80,13 @@ class Config:
 
 
 BUILDERS: Final[dict[Row, Callable[[Scale], Iterator[Workload]]]] = {
-    "classify": workloads_training.classifying,
-    "localize": workloads_maps.localizing,
-    "seed": workloads_maps.seeding,
-    "relate": workloads_training.relating,
-    "walk": workloads_maps.walking,
-    "segment": workloads_training.segmenting,
-    "predict": workloads_maps.predicting,
+    "classify": training_workloads.classifying,
+    "localize": inference_workloads.localizing,
+    "seed": inference_workloads.seeding,
+    "relate": training_workloads.relating,
+    "walk": inference_workloads.walking,
+    "segment": training_workloads.segmenting,
+    "predict": inference_workloads.predicting,
 }
 """What makes the workloads of a row; the other rows begin with files."""
 
@@ -91,7 +98,7 @@ def compare(workload: Workload, peak: Peak, config: Config) -> Iterator[Measurem
     runners: dict[str, Runner] = {OURS: ours}
     failed: dict[str, str] = {}
     if config.against and case.peer:
-        for by, make in against_torch.counterparts(case).items():
+        for by, make in torch_peers.counterparts(case).items():
             try:
                 runners[by] = make()
             except Exception as error:  # theirs, whatever it is: ours goes on
@@ -105,7 +112,7 @@ def compare(workload: Workload, peak: Peak, config: Config) -> Iterator[Measurem
             runners[by].images,
             found,
             by=by,
-            cost=ours.cost if mine else against_torch.cost(),
+            cost=ours.cost if mine else torch_peers.cost(),
             peak=peak if mine else None,
             dtype=workload.dtype,
             compile_seconds=ours.compile_seconds if mine else None,
@@ -157,11 +164,11 @@ def rows_of(config: Config, scale: Scale, peak: Peak) -> Iterator[Measurement]:
 def benchmark(config: Config) -> tuple[dict[str, Any], list[Measurement]]:
     """Measures, a line for each row as it comes; returns what it was measured on, and the rows."""
     if config.against:
-        if missing := against_torch.missing():
+        if missing := torch_peers.missing():
             print(f"{missing} Only our own numbers follow.")
             config = Config(**{**vars(config), "against": None})
         else:
-            against_torch.share_memory()
+            torch_peers.share_memory()
     keep_memory()
     scale = config.scale()
     peak = peak_of(jax.local_devices()[0])
@@ -176,7 +183,7 @@ def benchmark(config: Config) -> tuple[dict[str, Any], list[Measurement]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, measures, prints the table and writes it."""
-    with refusing(BenchmarkError):
+    with errors_to_exit_code_2(BenchmarkError):
         config = tyro.cli(
             Config, prog="python -m experiments.benchmark", args=arguments, description=__doc__
         )

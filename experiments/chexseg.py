@@ -13,20 +13,20 @@ Exit codes: 0, done; 1, an error that is said in a sentence; 2, flags that make 
 stopped by SIGTERM or SIGINT, a training after the step it was in. The same command then goes on.
 """
 
-from experiments.data import open_data
-from experiments.distributed import join
-from experiments.endings import ending
-from experiments.pipeline import Run
-from experiments.results import publish
-from experiments.settings import STAGES, read_arguments
+from experiments.report.build import publish
+from experiments.run.cli import run_errors_to_exit_codes
+from experiments.run.cluster import join_cluster
+from experiments.run.config import STAGES, read_arguments
+from experiments.run.data import open_data
+from experiments.run.pipeline import Run
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and runs the stages it asks for."""
     config = read_arguments(__doc__ or "", arguments)
     if config.distributed:
-        join(config.processes, config.workdir)
-    with ending(config.workdir):
+        join_cluster(config.processes, config.workdir)
+    with run_errors_to_exit_codes(config.workdir):
         run = Run(config, open_data(config))
         for name in STAGES[: STAGES.index(config.until) + 1]:
             getattr(run, name)

@@ -22,20 +22,29 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from chexseg_jax.metrics import Interval, bootstrap_means, intervals_of
-from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.tables import ORDER, write_bootstrap, write_per_image, write_summary
-from datasets.errors import DataError
-from experiments.protocol import (
-    Drawings,
+from chexseg_jax.evaluation.chexlocalize import (
+    ORDER,
+    Segmentations,
     hit_points,
     images_that_count,
     measure,
     pool,
     require_images,
+    write_bootstrap,
+    write_per_image,
+    write_summary,
 )
-from experiments.readers import gap, write_decrease, write_gap, write_pooled, write_rates
-from experiments.refusing import refusing
+from chexseg_jax.evaluation.human_benchmark import (
+    gap,
+    write_decrease,
+    write_gap,
+    write_pooled,
+    write_rates,
+)
+from chexseg_jax.evaluation.metrics import Interval, bootstrap_means, intervals_of
+from chexseg_jax.pathologies import PATHOLOGIES
+from datasets.errors import DataError
+from experiments.run.cli import errors_to_exit_code_2
 
 LETTERBOX = 320
 """The side at which the paper pools."""
@@ -111,10 +120,12 @@ class Scores:
 def evaluate(config: Config) -> tuple[dict[str, Scores], Files]:
     """Returns scores by source, and the tables to write by name: nothing is written yet."""
     config.check()
-    truth = Drawings.read(config.gt)
+    truth = Segmentations.read(config.gt)
     paths = {"pred": config.pred} | ({"human": config.human} if config.human else {})
     if config.metric == "iou":
-        scores, files = _masks(config, truth, {name: Drawings.read(p) for name, p in paths.items()})
+        scores, files = _masks(
+            config, truth, {name: Segmentations.read(p) for name, p in paths.items()}
+        )
     else:
         scores, files = {}, {}
         for name, path in paths.items():
@@ -133,12 +144,12 @@ def _scores(config: Config, image_ids: list[str], values: Float[np.ndarray, "n k
 
 
 def _masks(
-    config: Config, truth: Drawings, sources: dict[str, Drawings]
+    config: Config, truth: Segmentations, sources: dict[str, Segmentations]
 ) -> tuple[dict[str, Scores], Files]:
     """Returns what masks are scored by."""
     every = dict(sources)
     if config.baseline:
-        every["baseline"] = Drawings.read(config.baseline)
+        every["baseline"] = Segmentations.read(config.baseline)
     for name, source in every.items():
         if name != "human" and not config.allow_missing:
             require_images(truth, source)
@@ -181,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         Config, prog="python -m experiments.evaluate", args=arguments, description=__doc__
     )
-    with refusing(DataError, OSError):
+    with errors_to_exit_code_2(DataError, OSError):
         scores, files = evaluate(config)
         config.out.mkdir(parents=True, exist_ok=True)
         for name, write in files.items():

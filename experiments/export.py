@@ -19,13 +19,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import tyro
 
-from chexseg_jax.descriptions import Kind
-from chexseg_jax.exports import export
-from chexseg_jax.networks import restore
+from chexseg_jax.inference.export import export
+from chexseg_jax.models.spec import Kind
+from chexseg_jax.training.checkpoints import restore
 from datasets.errors import DataError
-from experiments.card import card
-from experiments.finished import Finished, find
-from experiments.refusing import refusing
+from experiments.prediction.trained import TrainedNetwork, find_trained
+from experiments.report.model_card import model_card
+from experiments.run.cli import errors_to_exit_code_2
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Config:
     """Of the weights at rest; bfloat16 halves the files and rounds the weights once."""
 
 
-def write(config: Config) -> Finished:
+def write(config: Config) -> TrainedNetwork:
     """Exports a network; the folder is renamed into place at the end."""
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise DataError(
             f"{config.out}: already there and not an empty folder; choose another --out"
         )
-    found = find(config.run, config.what)
+    found = find_trained(config.run, config.what)
     model = restore(found.folder, found.description.construct)
     aside = config.out.with_name(f".{config.out.name}.{os.getpid()}.part")
     aside.mkdir(parents=True)
@@ -56,7 +56,7 @@ def write(config: Config) -> Finished:
         stated = found.stated()
         export(model, found.description, aside, dtype=jnp.dtype(config.dtype), **stated)
         written: dict[str, Any] = json.loads((aside / "config.json").read_text())
-        (aside / "README.md").write_text(card(written, found.report()))
+        (aside / "README.md").write_text(model_card(written, found.report()))
         if config.out.exists():
             config.out.rmdir()
         aside.rename(config.out)
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         Config, prog="python -m experiments.export", args=arguments, description=__doc__
     )
-    with refusing(DataError, OSError):
+    with errors_to_exit_code_2(DataError, OSError):
         found = write(config)
     size = sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file())
     print(

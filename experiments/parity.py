@@ -14,8 +14,8 @@ from typing import Any
 
 import tyro
 
-from experiments.fixtures import Arrays, Fixtures, Line, failure
-from experiments.parity_formulas import (
+from experiments.parity_checks.fixtures import Arrays, Fixtures, Line, failure
+from experiments.parity_checks.formulas import (
     EVALUATION,
     crfs,
     evaluation,
@@ -23,7 +23,7 @@ from experiments.parity_formulas import (
     path_index,
     walks,
 )
-from experiments.parity_networks import Networks
+from experiments.parity_checks.networks import Networks
 
 DESCRIPTIONS = ("README.md", "index.json")
 """Files that describe the others."""

@@ -26,17 +26,17 @@ import tyro
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from chexseg_jax.exports import ExportError, Trained, load_segmenter
-from chexseg_jax.files import read_radiograph
 from chexseg_jax.images import letterbox
-from chexseg_jax.memory import keep_memory
-from chexseg_jax.radiographs import Radiograph, RadiographError
+from chexseg_jax.inference.export import ExportedNetwork, ExportError, load_segmenter
+from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError
+from chexseg_jax.radiographs.read import read_radiograph
+from chexseg_jax.runtime.cpu import keep_memory
 from datasets.errors import DataError
-from experiments.drawing import Drawing, draw
-from experiments.found import Task, find_images
-from experiments.journal import Journal
-from experiments.outputs import write_outputs
-from experiments.refusing import refusing
+from experiments.prediction.inputs import InputFile, find_inputs
+from experiments.prediction.outputs import write_outputs
+from experiments.prediction.progress import ProgressJournal
+from experiments.prediction.rendering import RenderOptions, render_result
+from experiments.run.cli import errors_to_exit_code_2
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def read(path: Path, side: int) -> tuple[Radiograph, Frame]:
 
 
 def ahead(
-    pool: ThreadPoolExecutor, tasks: list[Task], side: int, depth: int
-) -> Iterator[tuple[Task, Future[tuple[Radiograph, Frame]]]]:
+    pool: ThreadPoolExecutor, tasks: list[InputFile], side: int, depth: int
+) -> Iterator[tuple[InputFile, Future[tuple[Radiograph, Frame]]]]:
     """Gives tasks with their files being read, `depth` of them before they are wanted."""
     waiting = iter(tasks)
     queue = [(task, pool.submit(read, task.path, side)) for task in islice(waiting, depth)]
@@ -87,10 +87,12 @@ def ahead(
         queue += [(task, pool.submit(read, task.path, side)) for task in islice(waiting, 1)]
 
 
-def predict(config: Config, segmenter: Trained, tasks: list[Task], journal: Journal) -> None:
+def predict(
+    config: Config, segmenter: ExportedNetwork, tasks: list[InputFile], journal: ProgressJournal
+) -> None:
     """Does every task and notes what came of it, a batch at a time."""
     batch, side, thresholds = config.batch_size, segmenter.image_size, segmenter.thresholds
-    kept = Drawing(
+    kept = RenderOptions(
         config.out,
         thresholds,
         overlays=config.overlays,
@@ -103,7 +105,7 @@ def predict(config: Config, segmenter: Trained, tasks: list[Task], journal: Jour
     with ThreadPoolExecutor(config.threads) as readers, ThreadPoolExecutor(config.threads) as pens:
         coming = ahead(readers, tasks, side, 2 * batch)
         while some := list(islice(coming, batch)):
-            ready: list[tuple[Task, Radiograph, Frame]] = []
+            ready: list[tuple[InputFile, Radiograph, Frame]] = []
             for task, reading in some:
                 try:
                     ready.append((task, *reading.result()))
@@ -116,7 +118,7 @@ def predict(config: Config, segmenter: Trained, tasks: list[Task], journal: Jour
             frames[: len(ready)] = [frame for *_, frame in ready]
             maps: Float[np.ndarray, "b s s k"] = segmenter(frames)
             jobs = [
-                pens.submit(draw, kept, task, radiograph, maps[i])
+                pens.submit(render_result, kept, task, radiograph, maps[i])
                 for i, (task, radiograph, _) in enumerate(ready)
             ]
             for (task, *_), job in zip(ready, jobs, strict=True):
@@ -132,9 +134,9 @@ def predict(config: Config, segmenter: Trained, tasks: list[Task], journal: Jour
 def run(config: Config) -> int:
     """Predicts what is missing, writes the outputs, and returns the exit code."""
     segmenter = load_segmenter(config.model)
-    tasks = find_images(config.images)
+    tasks = find_inputs(config.images)
     wanted = {"overlays": config.overlays, "maps": config.maps, "dicom_seg": config.dicom_seg}
-    with Journal(config.out, config.model, **wanted) as journal:
+    with ProgressJournal(config.out, config.model, **wanted) as journal:
         predict(config, segmenter, journal.missing(tasks), journal)
         failed = write_outputs(config.out, segmenter.config, tasks, journal, config.shown)
     print(f"{len(tasks) - failed} of {len(tasks)} X-rays: {config.out / 'report.html'}")
@@ -151,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
         Config, prog="python -m experiments.predict", args=arguments, description=__doc__
     )
     keep_memory()
-    with refusing(DataError, ExportError, OSError):
+    with errors_to_exit_code_2(DataError, ExportError, OSError):
         code = run(config)
     sys.exit(code)
 

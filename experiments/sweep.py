@@ -16,14 +16,23 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from chexseg_jax.artefacts import write_csv, write_json
-from experiments.compare import Arm, Row, check_seeds, compare, cost, heading, output, weak_maps
-from experiments.data import open_data
-from experiments.distributed import join
-from experiments.endings import ending
-from experiments.plots import QUIET, save, tidy
-from experiments.report_tables import known, number
-from experiments.settings import Config, read_flags
+from chexseg_jax.runtime.stage_folder import write_csv, write_json
+from experiments.comparison.compare import (
+    Arm,
+    Row,
+    check_seeds,
+    compare,
+    cost,
+    heading,
+    output,
+    weak_maps,
+)
+from experiments.report.plots import QUIET, save, tidy
+from experiments.report.tables import known, number
+from experiments.run.cli import run_errors_to_exit_codes
+from experiments.run.cluster import join_cluster
+from experiments.run.config import Config, read_flags
+from experiments.run.data import open_data
 from experiments.table import signed
 
 Kind = Literal["irnet", "cam"]
@@ -146,8 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_flags(SweepConfig, "sweep", SweepConfig, __doc__ or "", arguments)
     arms = arms_of(config)
     if config.run.distributed:
-        join(config.run.processes, config.run.workdir)
-    with ending(config.run.workdir):
+        join_cluster(config.run.processes, config.run.workdir)
+    with run_errors_to_exit_codes(config.run.workdir):
         data = open_data(config.run)
         found = compare(list({arm.name: arm for arm in arms.values()}.values()), data, config.seeds)
         if jax.process_index() > 0:

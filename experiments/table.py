@@ -19,10 +19,10 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from chexseg_jax.artefacts import write_csv, write_json
-from chexseg_jax.metrics import Interval
+from chexseg_jax.evaluation.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES
-from experiments.compare import (
+from chexseg_jax.runtime.stage_folder import write_csv, write_json
+from experiments.comparison.compare import (
     Arm,
     Comparison,
     Row,
@@ -33,12 +33,12 @@ from experiments.compare import (
     output,
     weak_maps,
 )
-from experiments.data import open_data
-from experiments.distributed import join
-from experiments.endings import ending
-from experiments.plots import COLOURS, QUIET, save, tidy
-from experiments.report_tables import interval, known, number
-from experiments.settings import Config, read_flags
+from experiments.report.plots import COLOURS, QUIET, save, tidy
+from experiments.report.tables import interval, known, number
+from experiments.run.cli import run_errors_to_exit_codes
+from experiments.run.cluster import join_cluster
+from experiments.run.config import Config, read_flags
+from experiments.run.data import open_data
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
     arms = arms_of(config)
     if config.run.distributed:
-        join(config.run.processes, config.run.workdir)
-    with ending(config.run.workdir):
+        join_cluster(config.run.processes, config.run.workdir)
+    with run_errors_to_exit_codes(config.run.workdir):
         data = open_data(config.run)
         found = compare(arms, data, config.seeds)
         if jax.process_index() > 0:

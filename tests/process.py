@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 
-from chexseg_jax import artefacts, pseudo
 from experiments.chexseg import main
 
 if __name__ == "__main__":
@@ -13,5 +12,5 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
     # A lost process is to be missed sooner than after JAX's 100 seconds.
     jax.distributed.initialize = partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
-    artefacts.SHARD = pseudo.SHARD = 8  # few images are then several shards
+    stage_folder.SHARD = storage.SHARD = 8  # few images are then several shards
     main(sys.argv[2:])

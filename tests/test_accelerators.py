@@ -13,22 +13,24 @@ import pytest
 from flax import nnx
 from jax import export
 
-from chexseg_jax.checkpoints import part
-from chexseg_jax.crf import CrfConfig, seeds_from_cams
-from chexseg_jax.devices import compute_dtype
 from chexseg_jax.images import IMAGENET
-from chexseg_jax.inference import Boundaries, Cams, Logits, Probabilities
+from chexseg_jax.inference.apply import Boundaries, Cams, Logits, MaskProbabilities
 from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.irnet import IRNet
-from chexseg_jax.networks import Network, build
+from chexseg_jax.models.spec import BackboneSpec, build_backbone
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.stages import classify, relate, segment
-from chexseg_jax.steps import step_of
-from chexseg_jax.walk import random_walk
+from chexseg_jax.pseudolabels.crf import CrfConfig, seeds_from_cams
+from chexseg_jax.pseudolabels.random_walk import random_walk
+from chexseg_jax.runtime.cpu import compute_dtype
+from chexseg_jax.stages import classifier as classifier_stage
+from chexseg_jax.stages import irnet as irnet_stage
+from chexseg_jax.stages import segmenter as segmenter_stage
+from chexseg_jax.training.checkpoints import split_state
+from chexseg_jax.training.step import make_step
 
 SIDE, BATCH, FINDINGS = 32, 2, len(PATHOLOGIES)
-DENSE = Network(blocks=(1, 1, 1, 1), growth=4, width=8)
-RESIDUAL = Network("resnet", (1, 1, 1, 1), width=4)
+DENSE = BackboneSpec(blocks=(1, 1, 1, 1), growth=4, width=8)
+RESIDUAL = BackboneSpec("resnet", (1, 1, 1, 1), width=4)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,7 @@ IMAGES = shape(BATCH, SIDE, SIDE, 1, dtype=jnp.uint8)
 
 
 def classifier(network=DENSE):
-    return build(network, 14, jax.random.key(0), output_stride=16)
+    return build_backbone(network, 14, jax.random.key(0), output_stride=16)
 
 
 def irnet():
@@ -76,21 +78,21 @@ def descent():
 TRAININGS = {
     "classify": (
         classifier,
-        lambda: classify.objective(classify.ClassifyConfig()),
+        lambda: classifier_stage.objective(classifier_stage.ClassifierConfig()),
         descent,
         nnx.Param,
         {"labels": shape(BATCH, 14, dtype=jnp.int8)},
     ),
     "relate": (
         irnet,
-        lambda: relate.objective(3, IMAGENET),
-        lambda: relate.descent(relate.RelateConfig(), 10),
-        relate.HEADS,
+        lambda: irnet_stage.objective(3, IMAGENET),
+        lambda: irnet_stage.descent(irnet_stage.IrnetConfig(), 10),
+        irnet_stage.HEADS,
         {"seeds": shape(BATCH, SIDE // 4, SIDE // 4, FINDINGS, dtype=jnp.int8)},
     ),
     "segment": (
         segmenter,
-        lambda: segment.objective(IMAGENET),
+        lambda: segmenter_stage.objective(IMAGENET),
         descent,
         nnx.Param,
         {
@@ -104,9 +106,9 @@ TRAININGS = {
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_of_every_training_lowers(name):
     network, objective, optimiser, trained, targets = TRAININGS[name]
-    structure, learned, kept = part(nnx.eval_shape(network), trained)
+    structure, learned, kept = split_state(nnx.eval_shape(network), trained)
     memory = jax.eval_shape(optimiser().init, learned)
-    step = step_of(structure, objective(), optimiser(), jax.random.key(0), trained)
+    step = make_step(structure, objective(), optimiser(), jax.random.key(0), trained)
     text = lowered(
         step,
         {"learned": learned, "kept": kept, "optimiser": memory, "sound": shape(dtype=bool)},
@@ -124,7 +126,7 @@ def test_a_step_of_every_training_lowers(name):
         (Logits, classifier),
         (Cams, classifier),
         (Boundaries, irnet),
-        (Probabilities, segmenter),
+        (MaskProbabilities, segmenter),
     ],
 )
 def test_every_question_lowers(question, network):

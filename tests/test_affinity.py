@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chexseg_jax.affinity import affinities, pair_losses, paths
+from chexseg_jax.pseudolabels.affinity import affinities, pair_losses, paths
 
 
 def test_paths_run_from_the_neighbour_to_the_origin():

@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import against_torch
 from experiments.benchmark import Config, main, one_line
-from experiments.benchmark_table import cells
-from experiments.costs import cost_of
-from experiments.measurements import OURS, Measurement, ratios
-from experiments.peaks import known, measured
-from experiments.timing import take_turns
-from experiments.workloads import ROWS
+from experiments.benchmarks.measurements import OURS, Measurement, ratios
+from experiments.benchmarks.roofline import cost_of, known, measured
+from experiments.benchmarks.table import cells
+from experiments.benchmarks.timing import take_turns
+from experiments.benchmarks.workloads import ROWS
 
 TRIED = tuple(row for row in ROWS if row not in ("relate", "segment"))
 """Those two would be a minute's compiling; their steps are tested where they are."""
@@ -121,7 +119,7 @@ def test_ratios_are_ours_over_theirs():
 
 
 def test_missing_packages_are_said(monkeypatch, capsys):
-    monkeypatch.setattr(against_torch, "find_spec", lambda name: None if "torch" in name else 1)
+    monkeypatch.setattr(torch_peers, "find_spec", lambda name: None if "torch" in name else 1)
     main(["--quick", "--only=walk", "--repeats=1", "--seconds=1", "--against=torch"])
     out = capsys.readouterr().out
     assert "--against torch needs torch, torchvision, segmentation-models-pytorch: pip" in out

@@ -12,16 +12,16 @@ from dicoms import write_dicom
 from test_safetensors import entry, packed
 from test_torchfiles import archive, state, tensor
 
-from chexseg_jax.dicom import read_dicom
 from chexseg_jax.masks import MaskError, decode_rle
-from chexseg_jax.models.safetensors import SafetensorsError, read_safetensors
-from chexseg_jax.models.torchfiles import TorchFileError, read_torch
-from chexseg_jax.radiographs import RadiographError, content_of, read_picture
-from datasets.chexlocalize.drawings import rasterise
+from chexseg_jax.radiographs.dicom import read_dicom
+from chexseg_jax.radiographs.radiograph import RadiographError, content_of, read_gray_jpeg
+from chexseg_jax.weights.safetensors import SafetensorsError, read_safetensors
+from chexseg_jax.weights.torch_checkpoint import TorchFileError, read_torch
+from datasets.chexlocalize.annotations import rasterise
+from datasets.chexpert.csv_table import Row
+from datasets.chexpert.images import ListedImage
+from datasets.chexpert.images import read_gray_jpeg as read_film
 from datasets.errors import DataError
-from datasets.films import Film
-from datasets.films import read_picture as read_film
-from datasets.tables import Row
 
 MEMORY = 2**25
 """What a refusal may take."""
@@ -46,7 +46,7 @@ def jpeg(height, width):
 
 def film(path):
     row = Row(2, "patient1", "study1", path.name, "Male", 50, "AP", (0,) * 14)
-    return Film(row, "train.csv", str(path), str(path.parent.resolve()), path.stat().st_size)
+    return ListedImage(row, "train.csv", str(path), str(path.parent.resolve()), path.stat().st_size)
 
 
 def refused(read, path, kind, message):
@@ -78,7 +78,7 @@ def test_pictures(tmp_path, name):
     content, message = PICTURES[name]
     path = tmp_path / "bomb"
     path.write_bytes(content)
-    refused(read_picture, path, RadiographError, message)
+    refused(read_gray_jpeg, path, RadiographError, message)
     refused(lambda path: read_film(film(path)), path, DataError, "truncated or no JPEG")
 
 
@@ -87,7 +87,7 @@ def test_what_is_no_file_or_too_large_a_one_is_not_read(tmp_path):
         content_of(tmp_path)
     with (tmp_path / "large").open("wb") as file:
         file.truncate(2**30 + 1)  # takes no room
-    refused(read_picture, tmp_path / "large", RadiographError, "exceed the limit")
+    refused(read_gray_jpeg, tmp_path / "large", RadiographError, "exceed the limit")
 
 
 @pytest.mark.parametrize(

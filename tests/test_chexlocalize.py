@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 
 from chexseg_jax.masks import MaskError, encode_rle, unpack
 from chexseg_jax.pathologies import PATHOLOGIES
-from datasets.chexlocalize.drawings import drawn_bits, rasterise
+from datasets.chexlocalize.annotations import drawn_bits, rasterise
 from datasets.errors import DataError
 from datasets.prepare import prepare
-from datasets.sources import available, open_source
+from datasets.source import available, open_source
 
 VAL = "CheXlocalize/gt_segmentations_val.json"
 TEST = "CheXlocalize/gt_segmentations_test.json"

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chexseg_jax.pathologies import OBSERVATIONS
+from datasets.chexpert.csv_table import read_rows
 from datasets.errors import DataError
 from datasets.prepare import prepare
-from datasets.sources import available, folder_of, open_source
-from datasets.tables import read_rows
+from datasets.source import available, folder_of, open_source
 
 SMALL = "CheXpert-v1.0-small"
 

@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chexseg_jax.artefacts import Records
-from chexseg_jax.exports import load, load_segmenter
 from chexseg_jax.images import letterbox, unletterbox
+from chexseg_jax.inference.export import load, load_segmenter
 from chexseg_jax.masks import pack, pack_rles
-from chexseg_jax.models.safetensors import save_safetensors
-from chexseg_jax.models.weights import to_torch
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.stages.classify import load_classifier
+from chexseg_jax.runtime.stage_folder import Records
+from chexseg_jax.stages.classifier import load_classifier
+from chexseg_jax.weights.convert import to_torch
+from chexseg_jax.weights.safetensors import save_safetensors
 from experiments.chexseg import main
-from experiments.data import open_data
 from experiments.export import main as export
-from experiments.pipeline import Run
-from experiments.settings import PRESETS, read_arguments
+from experiments.run.config import PRESETS, read_arguments
+from experiments.run.data import open_data
+from experiments.run.pipeline import Run
 
 TINY = [
     "--phantoms.train=72",

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chexseg_jax.crf import CrfConfig, refine, seeds_from_cams
+from chexseg_jax.pseudolabels.crf import CrfConfig, refine, seeds_from_cams
 
 
 def slow_refine(label, image, config, stride):
@@ -52,7 +52,7 @@ def test_more_cells_than_a_tile(monkeypatch):
     image = jnp.asarray(generator.integers(0, 60, (1, 9, 11, 1)))
     label = jnp.asarray(generator.random((1, 9, 11, 2)) < 0.4)
     whole = refine(label, image)
-    monkeypatch.setattr("chexseg_jax.crf.TILE", 16)
+    monkeypatch.setattr("chexseg_jax.pseudolabels.crf.TILE", 16)
     np.testing.assert_allclose(refine(label, image), whole, atol=1e-5)
 
 

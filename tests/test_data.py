@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 from grain.python import ReadOptions
 
-from chexseg_jax.data import (
+from chexseg_jax.training.data import (
     Subset,
     augment,
-    batched,
-    choose,
-    endless,
-    framed,
+    letterboxed,
     mix,
-    once,
+    ordered_batches,
     pad,
+    process_batches,
+    sample_indices,
+    shuffled_repeated,
 )
 
 
@@ -46,8 +46,8 @@ def sources(dataset, count):
 
 
 def mixture(rho, seed=0):
-    expert = endless(framed(Numbers(100), 16), seed)
-    pseudo = endless(framed(Numbers(1), 16), seed + 1)
+    expert = shuffled_repeated(letterboxed(Numbers(100), 16), seed)
+    pseudo = shuffled_repeated(letterboxed(Numbers(1), 16), seed + 1)
     return mix(expert, pseudo, rho, seed)
 
 
@@ -83,14 +83,14 @@ def test_rho_outside_the_unit_interval_is_refused(rho):
 
 
 def test_an_epoch_sees_everything_once_and_the_next_in_another_order():
-    dataset = endless(framed(Numbers(), 16), 3)
+    dataset = shuffled_repeated(letterboxed(Numbers(), 16), 3)
     epochs = [[int(dataset[i]["images"].max()) for i in range(s, s + 60)] for s in (0, 60)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(60))
     assert epochs[0] != epochs[1]
 
 
 def test_resuming_is_slicing():
-    dataset = batched(mixture(0.5), 8)
+    dataset = process_batches(mixture(0.5), 8)
     whole = [batch["images"] for batch in dataset[:6]]
     later = [batch["images"] for batch in dataset[3:6]]
     np.testing.assert_array_equal(whole[3:], later)
@@ -98,11 +98,11 @@ def test_resuming_is_slicing():
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     with pytest.raises(ValueError, match=r"batch of 12 .* 8 devices"):
-        batched(mixture(0.5), 12)
+        process_batches(mixture(0.5), 12)
 
 
 def test_once_gives_everything_in_order_and_pads_the_last():
-    batches = list(once(framed(Numbers(), 16), 16))
+    batches = list(ordered_batches(letterboxed(Numbers(), 16), 16))
     assert [count for _, count in batches] == [16, 16, 16, 12]
     assert all(len(batch["images"]) == 16 for batch, _ in batches)
     ids = [name for batch, count in batches for name in batch["image_id"][:count]]
@@ -113,7 +113,7 @@ def test_once_gives_everything_in_order_and_pads_the_last():
 
 
 def test_nothing_gives_no_batches():
-    assert list(once(framed(Subset(Numbers(), []), 16), 16)) == []
+    assert list(ordered_batches(letterboxed(Subset(Numbers(), []), 16), 16)) == []
 
 
 def test_pad_of_a_full_batch_is_the_batch():
@@ -123,7 +123,7 @@ def test_pad_of_a_full_batch_is_the_batch():
 
 def test_what_is_kept_is_read_once():
     source = Numbers(count=5)
-    kept = framed(source, 16, keep=3)
+    kept = letterboxed(source, 16, keep=3)
     for _ in range(2):
         for index in range(5):
             assert kept[index]["image_id"] == f"p{index}"
@@ -131,9 +131,9 @@ def test_what_is_kept_is_read_once():
 
 
 def test_subsets_and_choices():
-    assert choose(10, None, 0) == list(range(10)) == choose(10, 20, 0)
-    chosen = choose(60, 7, 1)
-    assert len(set(chosen)) == 7 and chosen == choose(60, 7, 1) != choose(60, 7, 2)
+    assert sample_indices(10, None, 0) == list(range(10)) == sample_indices(10, 20, 0)
+    chosen = sample_indices(60, 7, 1)
+    assert len(set(chosen)) == 7 and chosen == sample_indices(60, 7, 1) != sample_indices(60, 7, 2)
     assert [Subset(Numbers(), chosen)[i]["image_id"] for i in range(7)] == [f"p{i}" for i in chosen]
 
 
@@ -169,15 +169,15 @@ def test_no_strength_changes_nothing():
 
 def test_a_source_of_nothing_is_refused():
     with pytest.raises(ValueError, match="holds no examples"):
-        endless(Subset(Numbers(), []), 0)
+        shuffled_repeated(Subset(Numbers(), []), 0)
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_a_batch_is_the_same_over_any_number_of_processes(monkeypatch, processes):
     def batches():
-        expert = endless(framed(Numbers(100), 16), 0, strength=0.3)
-        pseudo = endless(framed(Numbers(1, count=3), 16), 1, strength=0.2)
-        return list(batched(mix(expert, pseudo, 0.5, 0), 16)[5:12])
+        expert = shuffled_repeated(letterboxed(Numbers(100), 16), 0, strength=0.3)
+        pseudo = shuffled_repeated(letterboxed(Numbers(1, count=3), 16), 1, strength=0.2)
+        return list(process_batches(mix(expert, pseudo, 0.5, 0), 16)[5:12])
 
     alone = batches()
     monkeypatch.setattr("jax.process_count", lambda: processes)
@@ -194,14 +194,16 @@ def test_a_batch_is_the_same_over_any_number_of_processes(monkeypatch, processes
 def test_a_process_reads_only_its_rows(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 4)
     source = Numbers()
-    batched(endless(framed(source, 16), 0), 16)[3]
+    process_batches(shuffled_repeated(letterboxed(source, 16), 0), 16)[3]
     assert source.reads == 4
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4, 8])
 def test_the_number_of_reading_threads_changes_no_batch(threads):
-    experts = endless(framed(Numbers(100), 16), 0, strength=0.3)
-    dataset = batched(mix(experts, endless(framed(Numbers(), 16), 1, strength=0.1), 0.5, 0), 16)
+    experts = shuffled_repeated(letterboxed(Numbers(100), 16), 0, strength=0.3)
+    dataset = process_batches(
+        mix(experts, shuffled_repeated(letterboxed(Numbers(), 16), 1, strength=0.1), 0.5, 0), 16
+    )
     read = iter(dataset[3:].to_iter_dataset(ReadOptions(num_threads=threads)))
     for step in range(3, 9):
         for name, values in next(read).items():

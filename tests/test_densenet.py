@@ -8,7 +8,7 @@ from flax import nnx
 
 from chexseg_jax.models.backbone import Backbone
 from chexseg_jax.models.densenet import DenseNet
-from chexseg_jax.models.pooling import average_pool, max_pool
+from chexseg_jax.models.layers import average_pool, max_pool
 
 TINY = dict(blocks=(1, 2, 1, 1), growth=4, stem=8)
 

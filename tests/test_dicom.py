@@ -11,11 +11,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from chexseg_jax.dicom import read_dicom
-from chexseg_jax.dicomseg import FINDINGS, write_segmentation
-from chexseg_jax.files import read_radiograph
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.radiographs import RadiographError, Spacing
+from chexseg_jax.radiographs.dicom import read_dicom
+from chexseg_jax.radiographs.dicom_seg import FINDINGS, write_segmentation
+from chexseg_jax.radiographs.radiograph import RadiographError, Spacing
+from chexseg_jax.radiographs.read import read_radiograph
 
 RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
 

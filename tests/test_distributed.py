@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from datasets.prepare import prepare_phantoms
-from experiments.distributed import Processes
-from experiments.settings import Config
+from experiments.run.cluster import Processes
+from experiments.run.config import Config
 
 ROOT = Path(__file__).parents[1]
 HASTY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

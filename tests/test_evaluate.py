@@ -9,14 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chexseg_jax.evaluation.chexlocalize import Segmentations, write_thresholds
+from chexseg_jax.evaluation.human_benchmark import decrease, gap
+from chexseg_jax.evaluation.metrics import (
+    Counts,
+    bootstrap_indices,
+    bootstrap_means,
+    bootstrap_pooled,
+    nan_mean,
+)
 from chexseg_jax.images import letterbox_masks
 from chexseg_jax.masks import area, decode_rle, encode_rle, is_drawn, pack, runs_of, shared_area
-from chexseg_jax.metrics import Counts, bootstrap_means, bootstrap_pooled, draws, nan_mean
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.tables import write_thresholds
 from experiments.evaluate import main
-from experiments.protocol import Drawings
-from experiments.readers import decrease, gap
 
 GOLDENS = Path(__file__).parent / "goldens" / "parity" / "evaluation"
 EDEMA, HEART = "Edema", "Cardiomegaly"
@@ -115,7 +120,7 @@ def test_a_reader_by_hand(files, tmp_path):
     run(files, out, "--human", files["human"], "--baseline", files["baseline"], "--letterbox", "4")
     values = [row[EDEMA] for row in rows(out / "human_iou_results_per_cxr.csv")]
     assert values == ["1.0", "0.5"]
-    chosen = np.array([1.0, 0.5])[draws(2)].mean(1)
+    chosen = np.array([1.0, 0.5])[bootstrap_indices(2)].mean(1)
     found = [row[EDEMA] for row in rows(out / "human_iou_bootstrap_results_per_cxr.csv")]
     assert found == [repr(value) for value in chosen.tolist()]
     # Model .5 always; reader .5, .75 or 1: decreases 0 to 50 %.
@@ -152,7 +157,7 @@ def test_points_by_hand(files, tmp_path):
     assert values == [("1", ""), ("0", "")]
     assert {row[EDEMA] for row in rows(out / "human_hitmiss_results_per_cxr.csv")} == {"1"}
     bootstrap = [float(row[EDEMA]) for row in rows(out / "hitmiss_bootstrap_results_per_cxr.csv")]
-    assert bootstrap == np.array([1.0, 0.0])[draws(2)].mean(1).tolist()
+    assert bootstrap == np.array([1.0, 0.0])[bootstrap_indices(2)].mean(1).tolist()
     summary = cell(out / "hitmiss_summary_results.csv", EDEMA)
     assert (summary["lower"], summary["upper"]) == ("0.0", "1.0")
     decreased = float(cell(out / "percentage_decrease.csv", EDEMA)["pct_diff"])
@@ -203,9 +208,11 @@ def test_framed_as_the_library_frames(tmp_path):
     drawn = generator.random((37, 53, len(PATHOLOGIES))) < 0.5
     drawn[..., 3] = False
     rles = {name: encode_rle(drawn[..., k]) for k, name in enumerate(PATHOLOGIES)}
-    source = Drawings.read(Path(write(tmp_path / "some.json", {"a": rles})))
-    np.testing.assert_array_equal(source.framed("a", 32), letterbox_masks(pack(drawn), 32) != 0)
-    assert not source.framed("b", 32).any()
+    source = Segmentations.read(Path(write(tmp_path / "some.json", {"a": rles})))
+    np.testing.assert_array_equal(
+        source.letterboxed("a", 32), letterbox_masks(pack(drawn), 32) != 0
+    )
+    assert not source.letterboxed("b", 32).any()
 
 
 def test_bootstrap_means_are_those_of_the_images_drawn():
@@ -213,7 +220,7 @@ def test_bootstrap_means_are_those_of_the_images_drawn():
     values[values < 0.3] = np.nan
     values[:, 2] = np.nan
     found = bootstrap_means(values, replicates=20, seed=3)
-    expected = [nan_mean(values[images]) for images in draws(7, replicates=20, seed=3)]
+    expected = [nan_mean(values[images]) for images in bootstrap_indices(7, replicates=20, seed=3)]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -228,7 +235,7 @@ def counts(shared: list[int], drawn: list[int], truths: list[int]) -> Counts:
 def test_bootstrap_pooled_sums_before_it_divides():
     some = counts([1, 2, 0], [2, 5, 0], [3, 2, 4])
     found = bootstrap_pooled(some, replicates=10)[:, 0]
-    for value, images in zip(found, draws(3, replicates=10), strict=True):
+    for value, images in zip(found, bootstrap_indices(3, replicates=10), strict=True):
         pooled = some[images].pooled()
         union = pooled.predictions[0, 0] + pooled.truths[0] - pooled.intersections[0, 0]
         assert value == pooled.intersections[0, 0] / union

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chexseg_jax.gradcam import enlarge, grad_cam, normalise_cams
+from chexseg_jax.pseudolabels.gradcam import grad_cam, normalise_cams, upsample_cams
 
 
 def head(seed=0, channels=5, outputs=4):
@@ -47,12 +47,12 @@ def test_a_map_of_zeros_stays_zero():
     scaled = normalise_cams(cams)
     assert float(scaled[0, 0, 1, 0]) == 1.0
     assert float(scaled[..., 1].max()) == 0.0
-    assert bool(jnp.isfinite(enlarge(cams, 8)).all())
+    assert bool(jnp.isfinite(upsample_cams(cams, 8)).all())
 
 
 def test_enlarging_keeps_a_constant_map_and_its_place():
     cams = jnp.ones((1, 2, 2, 1)).at[0, 0, 0, 0].set(2.0)
-    larger = enlarge(cams, 8)
+    larger = upsample_cams(cams, 8)
     assert larger.shape == (1, 8, 8, 1)
     assert float(larger[0, 0, 0, 0]) == 1.0
     np.testing.assert_allclose(larger[0, 7, 7, 0], 0.5, atol=1e-6)

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from chexseg_jax.checkpoints import ITEMS, Checkpoints
+from chexseg_jax.training.checkpoints import ITEMS, Checkpoints
 
 
 def test_what_was_killed_goes_on_to_the_same_bytes(tmp_path):

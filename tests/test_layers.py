@@ -15,10 +15,10 @@ from chexseg_jax.models.layers import (
     convolve,
     depthwise,
     join,
+    max_pool,
     moments_of,
     resize,
 )
-from chexseg_jax.models.pooling import max_pool
 
 
 def normal(*shape, seed=0):

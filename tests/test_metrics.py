@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chexseg_jax.metrics import (
+from chexseg_jax.evaluation.metrics import (
     THRESHOLDS,
     auroc,
     best_thresholds,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.fixtures import Fixtures, compare
 from experiments.parity import main
+from experiments.parity_checks.fixtures import Fixtures, compare
 
 GOLDENS = Path(__file__).parent / "goldens" / "parity"
 LIGHT = ("path_index.json", "heatmap_to_segmentation.npz", "evaluation")

@@ -9,12 +9,12 @@ from chexpert_trees import write_image, write_json, write_table
 from test_torchfiles import archive, state, tensor
 
 from chexseg_jax.masks import encode_rle
-from chexseg_jax.models.torchfiles import read_torch
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.weights.torch_checkpoint import read_torch
+from datasets.chexpert.csv_table import read_rows
+from datasets.chexpert.images import find_listed_images, read_gray_jpeg
+from datasets.chexpert.layout import Table
 from datasets.errors import DataError
-from datasets.films import find_films, read_picture
-from datasets.layout import Table
-from datasets.tables import read_rows
 from experiments.evaluate import main as evaluate
 
 FILM = "patient00001/study1/view1_frontal.jpg"
@@ -77,7 +77,7 @@ def test_a_hostile_path_is_refused_and_nothing_outside_is_touched(tmp_path, path
     before = listing(tmp_path)
     table = Table("train", root / "train.csv", (root / "train",))
     with pytest.raises(DataError, match=r"train\.csv, row [0-9]+"):
-        find_films(table, read_rows(table.csv, "train"), root, progress=False)
+        find_listed_images(table, read_rows(table.csv, "train"), root, progress=False)
     assert listing(tmp_path) == before
 
 
@@ -90,9 +90,9 @@ def test_a_link_out_of_the_root_is_refused(tmp_path, linked):
     link.symlink_to(outside / linked)
     write_table(root / "train.csv", [FILM])
     table = Table("train", root / "train.csv", (root / "train",))
-    (film,) = find_films(table, read_rows(table.csv, "train"), root, progress=False)
+    (film,) = find_listed_images(table, read_rows(table.csv, "train"), root, progress=False)
     with pytest.raises(DataError, match=r"row 2, column Path\): .*leaves the root"):
-        read_picture(film)
+        read_gray_jpeg(film)
 
 
 NAMES = [

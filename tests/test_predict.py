@@ -8,15 +8,15 @@ from PIL import Image
 from small_networks import SEGMENTER, SIDE, STATED
 from test_paths import outside
 
-from chexseg_jax.exports import export, load_segmenter
 from chexseg_jax.images import letterbox, unletterbox
+from chexseg_jax.inference.export import export, load_segmenter
 from chexseg_jax.masks import decode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.radiographs import RadiographError, read_picture
+from chexseg_jax.radiographs.radiograph import RadiographError, read_picture
 from datasets.errors import DataError
 from experiments.evaluate import main as evaluate
-from experiments.found import find_images
 from experiments.predict import main
+from experiments.prediction.inputs import find_inputs
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,11 @@ def test_two_files_are_never_one_result(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     with pytest.raises(DataError, match="would be called a_b"):
-        find_images([str(tmp_path / "x")])
-    tasks = find_images([str(tmp_path / "x" / "*.png"), str(tmp_path / "x" / "a_b.png")])
+        find_inputs([str(tmp_path / "x")])
+    tasks = find_inputs([str(tmp_path / "x" / "*.png"), str(tmp_path / "x" / "a_b.png")])
     assert [task.image_id for task in tasks] == ["a_b"]
     with pytest.raises(DataError, match="no file matches"):
-        find_images([str(tmp_path / "*.bmp")])
+        find_inputs([str(tmp_path / "*.bmp")])
 
 
 def test_sixteen_bits_are_scaled_and_colours_made_grey(tmp_path):
@@ -203,4 +203,4 @@ def test_names_of_dots_are_refused(tmp_path, name):
     Image.fromarray(picture(16, 12)).save(tmp_path / name, "PNG")
     for pattern in (str(tmp_path), str(tmp_path / name)):
         with pytest.raises(DataError, match=r"cannot be called '\.+'; rename it"):
-            find_images([pattern])
+            find_inputs([pattern])

@@ -18,11 +18,10 @@ from chexpert_trees import (
     write_image,
 )
 
-from datasets import shards
 from datasets.__main__ import main
 from datasets.errors import DataError
 from datasets.prepare import _aside, prepare, prepare_phantoms
-from datasets.sources import available, open_source
+from datasets.source import available, open_source
 
 HOLD = """
 import sys, time, pathlib
@@ -55,7 +54,7 @@ def fingerprints(data_dir: Path) -> dict[str, str]:
 
 
 def test_runs_of_items_stay_within_a_shard(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 10)
+    monkeypatch.setattr(tfds_builder, "SHARD_BYTES", 10)
 
     class Sized(int):
         @property
@@ -63,13 +62,13 @@ def test_runs_of_items_stay_within_a_shard(monkeypatch):
             return int(self)
 
     items = [Sized(n) for n in (4, 6, 1, 30, 2, 8, 1)]
-    assert [list(run) for run in shards.cut(items)] == [[4, 6], [1], [30], [2, 8], [1]]
+    assert [list(run) for run in tfds_builder.cut(items)] == [[4, 6], [1], [30], [2, 8], [1]]
 
 
 @pytest.mark.parametrize(("name", "count"), [("chexpert", 8), ("chexlocalize", 5)])
 def test_processes_write_what_one_writes(tmp_path, raw, monkeypatch, name, count):
     size = (raw / "CheXpert-v1.0-small/train" / SPLITS["train"][0]).stat().st_size
-    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * size)
+    monkeypatch.setattr(tfds_builder, "SHARD_BYTES", 2 * size)
     for workers in (0, 2):
         prepare(name, raw, tmp_path / f"data{workers}", workers=workers)
     alone, together = (contents(tmp_path / f"data{workers}") for workers in (0, 2))
@@ -78,7 +77,7 @@ def test_processes_write_what_one_writes(tmp_path, raw, monkeypatch, name, count
 
 
 def test_a_fault_in_a_process_is_named_and_leaves_nothing_behind(tmp_path, raw, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
+    monkeypatch.setattr(tfds_builder, "SHARD_BYTES", 1)
     for n in (4, 1):  # the first in the table's order is the one reported
         film = raw / "CheXpert-v1.0-small/train" / SPLITS["train"][n]
         film.write_bytes(film.read_bytes()[:300])
@@ -92,7 +91,7 @@ def dies(*_: object) -> None:
 
 
 def test_a_killed_worker_is_one_sentence_and_leaves_nothing_behind(tmp_path, raw, monkeypatch):
-    monkeypatch.setattr(shards, "write_shard", dies)
+    monkeypatch.setattr(tfds_builder, "write_shard", dies)
     with pytest.raises(DataError, match=r"a worker process was killed, .* use fewer --workers"):
         prepare("chexpert", raw, tmp_path / "data", workers=2)
     assert below(tmp_path) == ["raw", *(f"raw/{path}" for path in below(raw))]

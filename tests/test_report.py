@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
-from experiments.overlays import LAYERS, mask_png, outline, painted
-from experiments.plots import COLOURS, SCORE, plot_iou, plot_rhos, plot_training, smooth
-from experiments.report import Example, table, write_report
+from experiments.report.overlays import LAYERS, mask_png, outline, painted
+from experiments.report.page import Example, table, write_report
+from experiments.report.plots import COLOURS, SCORE, plot_iou, plot_rhos, plot_training, smooth
 
 HOSTILE = '<script>alert("$x")</script><img src=http://evil.example/x>\'"'
 

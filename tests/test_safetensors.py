@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chexseg_jax.models.safetensors import (
+from chexseg_jax.weights.safetensors import (
     DTYPES,
     SafetensorsError,
     parse,

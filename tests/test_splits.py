@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.splits import choose_validation
+from datasets.chexlocalize.splits import choose_validation
 
 
 def divide(patients: dict[str, str], drawn: dict[str, int]) -> tuple[set[str], set[str]]:

@@ -8,12 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from chexseg_jax.metrics import Counts, averaged_intervals, draws, pooled_intervals
+from chexseg_jax.evaluation.metrics import (
+    Counts,
+    averaged_intervals,
+    bootstrap_indices,
+    pooled_intervals,
+)
+from chexseg_jax.evaluation.scoring import ImageScores, read_counts, write_counts
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.scores import Scores, read_counts, write_counts
-from experiments import compare, pipeline, sweep, table
-from experiments.data import Data
-from experiments.settings import PHANTOM
+from experiments import sweep, table
+from experiments.comparison import compare
+from experiments.run import pipeline
+from experiments.run.config import PHANTOM
+from experiments.run.data import Data
 
 KINDS = len(PATHOLOGIES)
 
@@ -39,7 +46,7 @@ def test_a_paired_difference_by_hand():
     rows, mean = averaged_intervals([better], [worse])
     assert mean.mean == rows[0].mean == pytest.approx(5 / 7 - 2 / 8)
     by_draw = {0: 1 - 1 / 2, 1: 5 / 7 - 2 / 8, 2: 1 / 3 - 0}
-    expected = np.sort([by_draw[int(row.sum())] for row in draws(2)])
+    expected = np.sort([by_draw[int(row.sum())] for row in bootstrap_indices(2)])
     assert (mean.lower, mean.upper) == pytest.approx((expected[24], expected[974]))
 
 
@@ -75,7 +82,7 @@ def write_fakes(path: Path, run: Counts, images: int = 30) -> None:
         mine = {"run": run, **others, **({"human": some_counts(7, 0.8)} if i < 20 else {})}
         row = {name: Counts(*(v[i] for v in vars(some).values())) for name, some in mine.items()}
         nothing = np.zeros((1, 1), np.uint16)
-        scores.append(Scores(f"image {i}", True, row, {}, np.zeros(KINDS), nothing))
+        scores.append(ImageScores(f"image {i}", True, row, {}, np.zeros(KINDS), nothing))
     write_counts(path, scores)
 
 

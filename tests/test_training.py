@@ -10,13 +10,13 @@ import optax
 import pytest
 from flax import nnx
 
-from chexseg_jax.checkpoints import Checkpoints, restore_model, split
-from chexseg_jax.data import endless
-from chexseg_jax.devices import local_mesh, replicated
-from chexseg_jax.logs import read_log
 from chexseg_jax.models.layers import BatchNorm, Linear
-from chexseg_jax.stopping import SIGNALS, Stopped, stoppable
-from chexseg_jax.training import NotFinite, fit, poly
+from chexseg_jax.runtime.sharding import local_mesh, replicated
+from chexseg_jax.training.checkpoints import Checkpoints, restore_model, to_pure_dicts
+from chexseg_jax.training.data import shuffled_repeated
+from chexseg_jax.training.loop import NotFinite, fit, poly
+from chexseg_jax.training.metrics_log import read_metrics
+from chexseg_jax.training.signals import SIGNALS, Stopped, raise_on_signals
 
 
 class Net(nnx.Module):
@@ -60,13 +60,13 @@ def train(folder, steps=12, **changes):
     )
     # Not Adam: the bias before the norm has a gradient of rounding alone, which Adam would blow up.
     descent = optax.sgd(0.1, momentum=0.5)
-    given = {"examples": endless(Rows(), 0), "objective": objective} | arguments | changes
+    given = {"examples": shuffled_repeated(Rows(), 0), "objective": objective} | arguments | changes
     return fit(Net(), optimiser=descent, **given)
 
 
 def weights(folder):
     model = restore_model(folder, nnx.eval_shape(Net), replicated(local_mesh()))
-    _, parameters, statistics = split(model)
+    _, parameters, statistics = to_pure_dicts(model)
     return jax.tree.map(np.asarray, (parameters, statistics))
 
 
@@ -76,7 +76,7 @@ def same(left, right, **tolerance):
 
 def test_it_learns_and_logs_every_step(tmp_path):
     train(tmp_path, steps=60, every=30)
-    rows = read_log(tmp_path / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "metrics.jsonl")
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 60
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
@@ -95,11 +95,11 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path):
     # Killed in the evaluation of step 8, when the log already holds what came after step 4.
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "parts", evaluate=stop)
-    assert [row["step"] for row in read_log(tmp_path / "parts" / "metrics.jsonl")][-1] == 8
+    assert [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")][-1] == 8
     train(tmp_path / "parts")
     same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     losses = [
-        [row["loss"] for row in read_log(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row]
         for name in ("whole", "parts")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 12
@@ -122,15 +122,17 @@ class Interrupted(Rows):
 @pytest.mark.parametrize("at", [1, 150, 190])
 def test_a_signal_stops_after_a_step_that_is_kept(tmp_path, number, at):
     train(tmp_path / "whole")
-    with pytest.raises(Stopped) as stopped, stoppable():
-        train(tmp_path / "parts", examples=endless(Interrupted(number, at), 0))
+    with pytest.raises(Stopped) as stopped, raise_on_signals():
+        train(tmp_path / "parts", examples=shuffled_repeated(Interrupted(number, at), 0))
     assert stopped.value.code == 128 + number
     done = int(stopped.value.where.split()[2])  # examples are read ahead of the step
     assert done <= -(-at // 16)
     if done:
         with Checkpoints(tmp_path / "parts" / "checkpoints", training=False) as checkpoints:
             assert checkpoints.latest() == done
-        assert [row["step"] for row in read_log(tmp_path / "parts" / "metrics.jsonl")][-1] == done
+        assert [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")][
+            -1
+        ] == done
     train(tmp_path / "parts")
     same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
@@ -140,7 +142,7 @@ def test_a_signal_stops_after_a_step_that_is_kept(tmp_path, number, at):
 def on(monkeypatch, devices):
     """From here on trainings use the first devices alone."""
     few = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
-    monkeypatch.setattr("chexseg_jax.training.mesh", lambda: few)
+    monkeypatch.setattr("chexseg_jax.training.loop.mesh", lambda: few)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +155,7 @@ def on_eight(tmp_path_factory):
 
 def agree(left, right):
     same(weights(left), weights(right), atol=1e-5)
-    logs = [read_log(folder / "metrics.jsonl") for folder in (left, right)]
+    logs = [read_metrics(folder / "metrics.jsonl") for folder in (left, right)]
     assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
     for one, other in zip(*logs, strict=True):
         assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), abs=1e-5)
@@ -190,7 +192,7 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
 def test_only_what_is_trained_changes(tmp_path):
     train(tmp_path, trained=nnx.All(nnx.Param, nnx.PathContains("last")))
     parameters, _ = weights(tmp_path)
-    _, fresh, _ = split(Net())
+    _, fresh, _ = to_pure_dicts(Net())
     same(parameters["first"], fresh["first"])
     with pytest.raises(AssertionError):
         same(parameters["last"], fresh["last"])
@@ -201,7 +203,7 @@ def test_the_callers_model_stays_usable(tmp_path):
     before = np.asarray(model(jnp.ones((1, 3))))
     fit(
         model,
-        endless(Rows(), 0),
+        shuffled_repeated(Rows(), 0),
         objective,
         optax.adam(1e-2),
         folder=tmp_path,
@@ -247,7 +249,7 @@ def test_what_is_not_finite_ends_the_training_before_it_is_kept(tmp_path, what, 
             train(tmp_path, objective=broken_at(at, what))
         assert max(steps_in(tmp_path), default=0) == at
     said = json.loads((tmp_path / "not_finite.json").read_text())
-    examples = endless(Rows(), 0)
+    examples = shuffled_repeated(Rows(), 0)
     names = [examples[16 * at + i]["image_id"] for i in range(16)]
     assert said == {"step": at, "broken": what, "image_ids": names}
     assert f"images are {', '.join(names[:3])}, ..., all named in" in str(raised.value)
@@ -272,7 +274,7 @@ def test_a_broken_state_is_never_the_best(tmp_path):
 def test_a_log_cut_off_in_a_line_is_read_up_to_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
-    assert read_log(path) == [{"step": 1, "loss": 2.0}]
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
 
 
 def test_a_folder_without_a_checkpoint_says_so(tmp_path):

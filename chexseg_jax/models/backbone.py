@@ -41,7 +41,7 @@ class Backbone(Protocol):
         ...
 
 
-def is_wide(output_stride: int) -> bool:
+def is_dilated(output_stride: int) -> bool:
     """Returns whether the last stage keeps the grid of the one before.
 
     Raises:

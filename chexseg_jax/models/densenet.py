@@ -12,10 +12,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from chexseg_jax.models.backbone import Stages, is_wide
+from chexseg_jax.models.backbone import Stages, is_dilated
 from chexseg_jax.models.initialisers import he_normal_in
-from chexseg_jax.models.layers import BatchNorm, Conv, Linear, Moments, join, moments_of
-from chexseg_jax.models.pooling import average_pool, max_pool
+from chexseg_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Linear,
+    Moments,
+    average_pool,
+    join,
+    max_pool,
+    moments_of,
+)
 
 
 class DenseLayer(nnx.Module):
@@ -78,7 +86,7 @@ class DenseNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        wide = is_wide(output_stride)
+        wide = is_dilated(output_stride)
         self.stem = Conv(3, stem, 7, stride=2, init=he_normal_in, dtype=dtype, rngs=rngs)
         self.stem_norm = BatchNorm(stem, dtype=dtype)
         self.blocks: nnx.List[nnx.List[DenseLayer]] = nnx.List([])

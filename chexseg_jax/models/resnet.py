@@ -6,10 +6,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from chexseg_jax.models.backbone import Stages, is_wide
+from chexseg_jax.models.backbone import Stages, is_dilated
 from chexseg_jax.models.initialisers import he_normal_out
-from chexseg_jax.models.layers import BatchNorm, Conv, Linear
-from chexseg_jax.models.pooling import max_pool
+from chexseg_jax.models.layers import BatchNorm, Conv, Linear, max_pool
 
 
 class Block(nnx.Module):
@@ -97,7 +96,7 @@ class ResNet(nnx.Module):
             dtype: in which to compute.
             rngs: `params` draws the weights.
         """
-        wide = is_wide(output_stride)
+        wide = is_dilated(output_stride)
         self.stem = Conv(3, width, 7, stride=2, init=he_normal_out, dtype=dtype, rngs=rngs)
         self.stem_norm = BatchNorm(width, dtype=dtype)
         self.layers: nnx.List[nnx.List[Block]] = nnx.List([])

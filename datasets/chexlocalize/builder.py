@@ -1,6 +1,6 @@
 """CheXpert's validation and test images with CheXlocalize's masks as a TFDS data set.
 
-Splits: `expert_train` and `expert_val` are the annotated validation images (see `datasets.splits`);
+Splits: `expert_train` and `expert_val` are the annotated validation images (see `datasets.chexlocalize.splits`);
 those that nobody drew on are in no split here, being in `chexpert`'s `valid`. `test` is all of the test
 set. `hidden`, only where `extra/gt_segmentations_train_hidden.json` is there, holds true masks of
 training images, to measure pseudo-masks by and never to train on.
@@ -18,31 +18,37 @@ from tqdm import tqdm
 
 from chexseg_jax.images import resize
 from chexseg_jax.masks import MaskError, pack, unpack
-from datasets.chexlocalize.drawings import (
-    Drawing,
+from datasets.chexlocalize.annotations import (
+    Annotation,
     drawn_bits,
-    find_drawings,
+    find_annotations,
     rasterise,
-    read_drawings,
+    read_annotations,
 )
-from datasets.chexpert.builder import film_example, film_features
+from datasets.chexlocalize.splits import choose_validation, wanted_for_validation
+from datasets.chexpert.builder import image_example, image_features
+from datasets.chexpert.csv_table import read_rows
+from datasets.chexpert.images import (
+    GrayJpeg,
+    ListedImage,
+    check_patients,
+    find_listed_images,
+    read_gray_jpeg,
+)
+from datasets.chexpert.layout import find_tables, holds_table
 from datasets.errors import DataError
-from datasets.films import Film, Picture, check_patients, find_films, read_picture
-from datasets.layout import find_tables, holds_table
-from datasets.shards import Example, ShardedBuilder
-from datasets.splits import choose_validation, wanted_for_validation
-from datasets.tables import read_rows
+from datasets.tfds_builder import Example, ShardedBuilder
 
 HIDDEN = Path("extra") / "gt_segmentations_train_hidden.json"
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnFilm:
+class AnnotatedImage:
     """An image with its expert's and its second reader's drawing, and the files they come from."""
 
-    film: Film
-    expert: Drawing | None
-    reader: Drawing | None
+    film: ListedImage
+    expert: Annotation | None
+    reader: Annotation | None
     expert_path: str
     reader_path: str
     resize_masks: bool
@@ -66,18 +72,18 @@ class Chexlocalize(ShardedBuilder):
         self.resize_masks = resize_masks
         super().__init__(**options)
 
-    def find_items(self, raw: Path) -> Mapping[str, Sequence[DrawnFilm]]:
+    def find_items(self, raw: Path) -> Mapping[str, Sequence[AnnotatedImage]]:
         """Returns the images of every split that is there."""
         root = _root(raw)
         tables = find_tables(root, masks_first=True)
         rows = {split: read_rows(table.csv, split) for split, table in tables.items()}
         check_patients([(tables[split], rows[split]) for split in tables])
         films = {
-            split: find_films(tables[split], rows[split], root, progress=self.progress)
+            split: find_listed_images(tables[split], rows[split], root, progress=self.progress)
             for split in tables
             if split != "train" or (root / HIDDEN).is_file()
         }
-        splits: dict[str, list[DrawnFilm]] = {}
+        splits: dict[str, list[AnnotatedImage]] = {}
         if "valid" in films and (valid := self._join(root, films["valid"], "val")):
             annotated = [item for item in valid if item.expert is not None]
             chosen = choose_validation(
@@ -106,15 +112,17 @@ class Chexlocalize(ShardedBuilder):
             )
         return splits
 
-    def _join(self, raw: Path, films: list[Film], split: str) -> list[DrawnFilm]:
+    def _join(self, raw: Path, films: list[ListedImage], split: str) -> list[AnnotatedImage]:
         """Returns images with their drawings; none if the expert's file is not there."""
-        expert = find_drawings(raw, "gt", split)
-        return self._match(films, expert, find_drawings(raw, "hb", split)) if expert else []
+        expert = find_annotations(raw, "gt", split)
+        return self._match(films, expert, find_annotations(raw, "hb", split)) if expert else []
 
-    def _match(self, films: list[Film], expert: Path, reader: Path | None) -> list[DrawnFilm]:
+    def _match(
+        self, films: list[ListedImage], expert: Path, reader: Path | None
+    ) -> list[AnnotatedImage]:
         """Returns images with what the expert, and the second reader, drew on them."""
-        drawings = read_drawings(expert)
-        others = read_drawings(reader) if reader else {}
+        drawings = read_annotations(expert)
+        others = read_annotations(reader) if reader else {}
         known = {film.row.image_id for film in films}
         for path, named in ((expert, drawings), (reader, others)):
             for image_id in named:
@@ -124,7 +132,7 @@ class Chexlocalize(ShardedBuilder):
                         "add the image and its row, or delete the entry"
                     )
         return [
-            DrawnFilm(
+            AnnotatedImage(
                 film,
                 drawings.get(film.row.image_id),
                 others.get(film.row.image_id),
@@ -141,7 +149,7 @@ class Chexlocalize(ShardedBuilder):
         bitmask = {"shape": (None, None), "dtype": np.uint16, "encoding": "zlib"}
         return tfds.features.FeaturesDict(
             {
-                **film_features(),
+                **image_features(),
                 "masks": tfds.features.Tensor(**bitmask),
                 "reader_masks": tfds.features.Tensor(**bitmask),
                 "annotated": tfds.features.Scalar(np.bool_),
@@ -150,11 +158,11 @@ class Chexlocalize(ShardedBuilder):
         )
 
     @staticmethod
-    def make_example(item: DrawnFilm) -> Example:
+    def make_example(item: AnnotatedImage) -> Example:
         """Returns one image with its masks."""
-        picture = read_picture(item.film)
+        picture = read_gray_jpeg(item.film)
         return {
-            **film_example(item.film, picture),
+            **image_example(item.film, picture),
             "masks": _masks(item, item.expert, item.expert_path, picture),
             "reader_masks": _masks(item, item.reader, item.reader_path, picture),
             "annotated": item.expert is not None,
@@ -164,11 +172,11 @@ class Chexlocalize(ShardedBuilder):
 
 def _root(raw: Path) -> Path:
     """Returns the folder of masks and images: `raw`, or its parent if it holds masks alone."""
-    masks = find_drawings(raw, "gt", "val") or find_drawings(raw, "gt", "test")
+    masks = find_annotations(raw, "gt", "val") or find_annotations(raw, "gt", "test")
     return raw.resolve().parent if masks and not holds_table(raw) else raw
 
 
-def _bits_of(item: DrawnFilm) -> int:
+def _bits_of(item: AnnotatedImage) -> int:
     """Returns the pathologies that an annotated image shows."""
     try:
         return drawn_bits(item.expert or {})
@@ -177,7 +185,7 @@ def _bits_of(item: DrawnFilm) -> int:
 
 
 def _masks(
-    item: DrawnFilm, drawing: Drawing | None, path: str, picture: Picture
+    item: AnnotatedImage, drawing: Annotation | None, path: str, picture: GrayJpeg
 ) -> UInt16[np.ndarray, "h w"]:
     """Returns a drawing at its image's size; empty if nobody drew."""
     height, width = picture.height, picture.width
@@ -203,7 +211,7 @@ def _masks(
     )
 
 
-def _refuse(item: DrawnFilm, path: str, what: str) -> DataError:
+def _refuse(item: AnnotatedImage, path: str, what: str) -> DataError:
     """Returns an error that names a file of drawings and the image."""
     return DataError(
         f"{path}, {item.film.row.image_id}: {what}; restore the entry from the download"

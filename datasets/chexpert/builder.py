@@ -12,10 +12,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from chexseg_jax.pathologies import OBSERVATIONS
-from datasets.films import Film, Picture, check_patients, find_films, read_picture
-from datasets.layout import find_tables
-from datasets.shards import Example, ShardedBuilder
-from datasets.tables import PROJECTIONS, SEXES, VIEWS, read_rows
+from datasets.chexpert.csv_table import PROJECTIONS, SEXES, VIEWS, read_rows
+from datasets.chexpert.images import (
+    GrayJpeg,
+    ListedImage,
+    check_patients,
+    find_listed_images,
+    read_gray_jpeg,
+)
+from datasets.chexpert.layout import find_tables
+from datasets.tfds_builder import Example, ShardedBuilder
 
 
 class ChexpertWeak(ShardedBuilder):
@@ -26,28 +32,28 @@ class ChexpertWeak(ShardedBuilder):
     Request CheXpert from Stanford AIMI, unpack it, and give its folder as manual_dir.
     """
 
-    def find_items(self, raw: Path) -> Mapping[str, Sequence[Film]]:
+    def find_items(self, raw: Path) -> Mapping[str, Sequence[ListedImage]]:
         """Returns the images of every split that is there."""
         tables = find_tables(raw)
         rows = {split: read_rows(table.csv, split) for split, table in tables.items()}
         check_patients([(tables[split], rows[split]) for split in tables])
         return {
-            split: find_films(tables[split], rows[split], raw, progress=self.progress)
+            split: find_listed_images(tables[split], rows[split], raw, progress=self.progress)
             for split in tables
         }
 
     @staticmethod
     def make_features() -> tfds.features.FeaturesDict:
         """Returns the features of an image and its labels."""
-        return tfds.features.FeaturesDict(film_features())
+        return tfds.features.FeaturesDict(image_features())
 
     @staticmethod
-    def make_example(item: Film) -> Example:
+    def make_example(item: ListedImage) -> Example:
         """Returns one image and its labels."""
-        return film_example(item, read_picture(item))
+        return image_example(item, read_gray_jpeg(item))
 
 
-def film_features() -> dict[str, Any]:
+def image_features() -> dict[str, Any]:
     """Returns the features that every image has in both data sets."""
     return {
         "image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg"),
@@ -62,7 +68,7 @@ def film_features() -> dict[str, Any]:
     }
 
 
-def film_example(film: Film, picture: Picture) -> Example:
+def image_example(film: ListedImage, picture: GrayJpeg) -> Example:
     """Returns what both data sets say of an image."""
     row = film.row
     return {

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
-from experiments.overlays import LAYERS, Example
-from experiments.plots import plot_iou, plot_rhos
-from experiments.report import write_report
+from experiments.report.overlays import LAYERS, Example
+from experiments.report.page import write_report
+from experiments.report.plots import plot_iou, plot_rhos
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
 FLAGS = [

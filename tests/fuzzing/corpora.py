@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
 from chexseg_jax.masks import encode_rle
-from chexseg_jax.models.safetensors import save_safetensors
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.weights.safetensors import save_safetensors
 from tests.chexpert_trees import films, write_table
 from tests.dicoms import write_dicom
 from tests.test_torchfiles import archive, state, stream, tensor

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from chexseg_jax.dicom import read_dicom
+from chexseg_jax.evaluation.chexlocalize import ChexlocalizeError, Segmentations, read_thresholds
 from chexseg_jax.masks import MaskError, decode_rle
-from chexseg_jax.models.weights import inner_of, plain, read_state
-from chexseg_jax.radiographs import Radiograph, RadiographError
-from chexseg_jax.radiographs import read_picture as read_radiograph
-from chexseg_jax.tables import TableError, read_thresholds
-from datasets.chexlocalize.drawings import drawn_bits, rasterise, read_drawings
+from chexseg_jax.radiographs.dicom import read_dicom
+from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError
+from chexseg_jax.radiographs.radiograph import read_gray_jpeg as read_radiograph
+from chexseg_jax.weights.convert import inner_of, plain, read_state
+from datasets.chexlocalize.annotations import drawn_bits, rasterise, read_annotations
+from datasets.chexpert.csv_table import Row, read_rows
+from datasets.chexpert.images import ListedImage, read_gray_jpeg
 from datasets.errors import DataError
-from datasets.films import Film, read_picture
-from datasets.tables import Row, read_rows
-from experiments.protocol import Drawings
 from tests.fuzzing import corpora
 from tests.fuzzing import mutations as m
 
@@ -58,13 +57,13 @@ def sane_radiograph(read: Callable[[Path], Radiograph], path: Path) -> None:
 
 def film(path: Path) -> None:
     row = Row(2, "patient1", "study1", path.name, "Male", 50, "AP", (0,) * 14)
-    film = Film(row, "train.csv", str(path), str(path.parent.resolve()), path.stat().st_size)
-    found = read_picture(film)
+    film = ListedImage(row, "train.csv", str(path), str(path.parent.resolve()), path.stat().st_size)
+    found = read_gray_jpeg(film)
     sane(found.jpeg[:2] == b"\xff\xd8" and found.height > 0 < found.width, "no JPEG")
 
 
 def drawings(path: Path) -> None:
-    for drawing in read_drawings(path).values():
+    for drawing in read_annotations(path).values():
         error: MaskError | None = None
         try:
             drawn_bits(drawing)
@@ -77,7 +76,7 @@ def drawings(path: Path) -> None:
 
 
 def run_lengths(path: Path) -> None:
-    for drawing in read_drawings(path).values():
+    for drawing in read_annotations(path).values():
         for rle in drawing.values():
             mask = decode_rle(rle)
             sane(mask.dtype == bool and list(mask.shape) == list(rle["size"]), "another shape")
@@ -93,7 +92,7 @@ def table(path: Path) -> None:
         sane(found.shape == (10,) and found.dtype == np.float64, f"shape {found.shape}")
         sane(bool(((found >= 0) & (found <= 1)).all()), "outside [0, 1]")
     else:
-        read = Drawings.read(path)
+        read = Segmentations.read(path)
         for image_id in read.images:
             height, width = read.size(image_id)
             if height * width < 1 << 24:
@@ -133,7 +132,7 @@ TARGETS = {
         corpora.tables,
         (*m.BYTES, *[m.set_digits] * 3, *[m.change_json] * 4, *[m.change_cells] * 5),
         (table,),
-        (DataError, TableError),
+        (DataError, ChexlocalizeError),
     ),
     "weights": Target(
         corpora.weights,

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import jax
 
-from experiments import endings
-
 PATIENCE = 300.0
 """A life longer than this hangs, seconds."""
 
@@ -32,9 +30,7 @@ def begin(work: Callable[[], object], said: Path, cache: Path) -> int:
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        endings.kept_compiled = (
-            nullcontext  # all lives share one cache, not each work folder its own
-        )
+        cli.kept_compiled = nullcontext  # all lives share one cache, not each work folder its own
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

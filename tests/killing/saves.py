@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from chexseg_jax.checkpoints import Checkpoints
-from chexseg_jax.training import fit
+from chexseg_jax.training.checkpoints import Checkpoints
+from chexseg_jax.training.loop import fit
 from tests.killing.asking import newest
 from tests.killing.digests import look
 from tests.killing.lives import begin, finish, kill_once

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import chexseg, pipeline
-from experiments.data import open_data
-from experiments.endings import ending
-from experiments.settings import read_arguments
+from experiments import chexseg
+from experiments.run import pipeline
+from experiments.run.cli import run_errors_to_exit_codes
+from experiments.run.config import read_arguments
+from experiments.run.data import open_data
 from tests.killing.digests import look
 from tests.killing.lives import begin, finish, kill_once
 
@@ -95,7 +96,7 @@ def run(workdir: Path, base: Path, until: str) -> None:
     published, chexseg.publish = chexseg.publish, publish
     come("phantoms")
     if until == "phantoms":
-        with ending(workdir):
+        with run_errors_to_exit_codes(workdir):
             open_data(read_arguments("", arguments))
     else:
         asked = [] if until == "report" else [f"--until={until}"]

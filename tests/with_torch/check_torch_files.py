@@ -26,10 +26,10 @@ from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
-from chexseg_jax.models.safetensors import read_safetensors, save_safetensors
-from chexseg_jax.models.torchfiles import TorchFileError, read_torch
-from chexseg_jax.models.weights import load_torch, to_torch
-from experiments.fixtures import Fixtures
+from chexseg_jax.weights.convert import load_torch, to_torch
+from chexseg_jax.weights.safetensors import read_safetensors, save_safetensors
+from chexseg_jax.weights.torch_checkpoint import TorchFileError, read_torch
+from experiments.parity_checks.fixtures import Fixtures
 
 INDEX = Path(__file__).parents[1] / "goldens" / "parity"
 

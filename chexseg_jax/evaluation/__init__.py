@@ -1,0 +1,1 @@
+"""Metrics, CheXlocalize's evaluation protocol and the human benchmark."""

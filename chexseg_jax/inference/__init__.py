@@ -1,0 +1,1 @@
+"""Jitted inference functions and exported networks."""

@@ -1,0 +1,1 @@
+"""Radiographs from JPEG, PNG and DICOM files; DICOM segmentations."""

@@ -1,0 +1,1 @@
+"""Stage folders, atomic writes, device meshes, process shards, CPU-only variants."""

@@ -1,0 +1,1 @@
+"""Data pipeline, training step, training loop, checkpoints, metric logs and signals."""

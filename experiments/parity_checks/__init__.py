@@ -1,0 +1,1 @@
+"""Comparisons with the PyTorch references' outputs."""

@@ -1,0 +1,1 @@
+"""Prediction on a folder of X-rays: inputs, progress, rendering, outputs."""

@@ -1,0 +1,1 @@
+"""The HTML report: tables, overlays, plots, model card."""

@@ -1,0 +1,1 @@
+"""One run of the pipeline: configuration, data, stages, command line, cluster."""

@@ -1,0 +1,192 @@
+"""The settings of CheXseg as flags, and the presets that fill them in."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+
+from chexseg_jax.models.spec import RESNET18, RESNET50, BackboneSpec
+from chexseg_jax.stages.cams import CamsConfig
+from chexseg_jax.stages.classifier import ClassifierConfig
+from chexseg_jax.stages.evaluation import EvaluationConfig
+from chexseg_jax.stages.irnet import IrnetConfig
+from chexseg_jax.stages.pseudo_masks import PseudoMasksConfig
+from chexseg_jax.stages.seeds import SeedsConfig
+from chexseg_jax.stages.segmenter import SegmenterConfig
+from chexseg_jax.training.metrics_log import installed
+from experiments.run.cluster import Processes
+
+StageName = Literal["classify", "localize", "seed", "relate", "label", "segment", "evaluate"]
+STAGES: tuple[StageName, ...] = (
+    "classify",
+    "localize",
+    "seed",
+    "relate",
+    "label",
+    "segment",
+    "evaluate",
+)
+
+
+@dataclass(frozen=True)
+class Phantoms:
+    """How many synthetic chests, and how large, when there is no data."""
+
+    train: int = 2000
+    valid: int = 234
+    test: int = 200
+    short_side: int = 128
+
+
+@dataclass(frozen=True)
+class Config:
+    """CheXseg: segments ten findings from image-level labels and a few expert masks."""
+
+    rho: float = 0.9
+    """Probability that a training sample is an expert's: 0 weak, 1 full, 0.9 CheXseg."""
+    preset: Literal["phantom", "chexpert", "paper"] = "phantom"
+    """phantom: minutes on a laptop; chexpert: one GPU or more; paper: the paper's numbers."""
+    data_dir: Path | None = None
+    """Where `python -m datasets` put the data; without it, synthetic chests are made."""
+    workdir: Path = Path("runs")
+    """Where every stage keeps its folder; safe to share between runs."""
+    until: StageName = "evaluate"
+    """The last stage to run."""
+    seed: int = 17
+    """Of weights, order and mix; the release's."""
+    segment_seed: int | None = None
+    """The same, of the segmenter alone, and of which maps it draws; `--seed` if not given."""
+    image_size: int = 320
+    """Side of the letterbox that every network sees, pixels; a multiple of 32."""
+    pseudo: Literal["irnet", "cam"] = "irnet"
+    """Pseudo-masks from the random walk, or from the maps alone."""
+    weak: int | None = None
+    """How many weakly labelled images to use, drawn by the seed; all if not given."""
+    encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
+    """The segmenter's encoder: the classifier itself, or a ResNet trained in the same way."""
+    encoder_init: Path | None = None
+    """A PyTorch file for that ResNet to start from, as `--classify.init` is for the classifier."""
+    encoder_start: Literal["classifier", "random"] | Path = "classifier"
+    """What that encoder brings: its training as a classifier, random weights, or a PyTorch file's."""
+    wandb: str | None = None
+    """A project of Weights & Biases to send numbers and overlays to; nothing is sent without it."""
+    distributed: bool = False
+    """Join the other processes of this run: one a host of a TPU pod, one a task of SLURM or Open MPI."""
+    processes: Processes = field(default_factory=Processes)
+    phantoms: Phantoms = field(default_factory=Phantoms)
+    classify: ClassifierConfig = field(default_factory=ClassifierConfig)
+    localize: CamsConfig = field(default_factory=CamsConfig)
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
+    relate: IrnetConfig = field(default_factory=IrnetConfig)
+    label: PseudoMasksConfig = field(default_factory=PseudoMasksConfig)
+    segment: SegmenterConfig = field(default_factory=SegmenterConfig)
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rho <= 1:
+            raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
+        if self.image_size % 32 or self.image_size < 32:
+            raise ValueError(f"--image-size must be a multiple of 32, got {self.image_size}")
+        if self.processes.count is not None and not self.distributed:
+            raise ValueError("--processes means nothing without --distributed")
+        if self.wandb and not installed("wandb"):
+            raise ValueError("--wandb needs a package: pip install 'chexseg-jax[wandb]'")
+
+    @property
+    def of_segmenter(self) -> int:
+        """The segmenter's seed."""
+        return self.seed if self.segment_seed is None else self.segment_seed
+
+    @property
+    def encoder_classify(self) -> ClassifierConfig:
+        """The segmenter's encoder: which network, and how it learns to classify."""
+        if self.encoder == "classifier":
+            return self.classify
+        return replace(self.classify, network=ENCODERS[self.encoder], init=self.encoder_init)
+
+
+PAPER = Config(
+    preset="paper",
+    encoder="resnet18",
+    weak=20_000,
+    segment=SegmenterConfig(maps=100),
+)
+"""The paper's numbers. Its rho = 0 row took 20,000 maps: add `--segment.maps 20000` there."""
+
+CHEXPERT = Config(
+    preset="chexpert",
+    classify=ClassifierConfig(batch_size=64, learning_rate=2e-4, every=1000, augment=0.1),
+    localize=CamsConfig(batch_size=128),
+    segment=SegmenterConfig(batch_size=16, epochs=4.0, augment=0.1, maps=2000),
+)
+"""Larger batches and light augmentation, for today's accelerators."""
+
+PHANTOM = Config(
+    preset="phantom",
+    image_size=128,
+    classify=ClassifierConfig(
+        network=BackboneSpec(blocks=(3, 3, 2, 1), growth=16, width=16),
+        output_stride=16,
+        learning_rate=2e-3,
+        batch_size=32,
+        epochs=5.0,
+        every=100,
+        augment=0.3,
+    ),
+    # Maps of a network this small are broad: take less of them than the paper does.
+    seeds=SeedsConfig(disease=0.6, background=0.2),
+    relate=IrnetConfig(radius=5, epochs=1.0, augment=0.1, every=200),
+    label=PseudoMasksConfig(threshold=0.7, cam_threshold=0.6),
+    segment=SegmenterConfig(
+        width=32,
+        rates=(2, 4, 6),
+        dropout=0.1,
+        learning_rate=2e-3,
+        batch_size=16,
+        epochs=3.0,
+        augment=0.1,
+        every=100,
+    ),
+)
+"""A few minutes on two cores."""
+
+Settings = TypeVar("Settings")
+PRESETS = {"phantom": PHANTOM, "chexpert": CHEXPERT, "paper": PAPER}
+ENCODERS = {"resnet18": RESNET18, "resnet50": RESNET50}
+
+
+def preset_of(given: list[str]) -> Config:
+    """Returns the preset that flags ask for; with data it is `chexpert`."""
+    name = "phantom"
+    if any(a.split("=")[0] in ("--data-dir", "--data_dir") for a in given):
+        name = "chexpert"
+    for flag, value in zip(given, [*given[1:], ""], strict=False):
+        if flag == "--preset" or flag.startswith("--preset="):
+            name = flag.partition("=")[2] or value
+    return PRESETS.get(name, PHANTOM)
+
+
+def read_flags(
+    kind: type[Settings],
+    name: str,
+    default: Callable[[Config], Settings],
+    description: str,
+    arguments: list[str] | None = None,
+) -> Settings:
+    """Returns the settings of a command: those that a preset gives by default, changed by flags."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return tyro.cli(
+        kind,
+        prog=f"python -m experiments.{name}",
+        default=default(preset_of(given)),
+        args=given,
+        description=description,
+    )
+
+
+def read_arguments(description: str, arguments: list[str] | None = None) -> Config:
+    """Returns the settings of a run."""
+    return read_flags(Config, "chexseg", lambda preset: preset, description, arguments)

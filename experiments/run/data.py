@@ -1,0 +1,58 @@
+"""The data of a run: what was prepared, or phantoms."""
+
+import os
+from dataclasses import asdict, dataclass
+
+import jax
+
+from chexseg_jax.runtime.sharding import wait_for_all
+from chexseg_jax.training.data import Source, Subset, sample_indices
+from datasets.prepare import prepare_phantoms
+from datasets.source import Source as Prepared
+from datasets.source import available, open_source
+from experiments.run.config import Config
+
+
+@dataclass(frozen=True)
+class Data:
+    """The sources of one run."""
+
+    train: Source
+    valid: Source
+    expert_train: Source
+    expert_val: Source
+    test: Prepared
+    hidden: Prepared | None
+
+    def named(self) -> dict[str, Source]:
+        """Returns the sources there are, by name."""
+        fields = self.__dataclass_fields__
+        every = {name: getattr(self, name) for name in fields}
+        return {name: source for name, source in every.items() if source is not None}
+
+
+def open_data(config: Config) -> Data:
+    """Opens the data of a run, making phantoms first if there is none."""
+    data_dir = config.data_dir
+    if data_dir is None:
+        data_dir = config.workdir / "phantoms"
+        if jax.process_index() == 0:
+            print(
+                "No --data-dir: running on synthetic chests. For CheXpert, prepare it with "
+                "`python -m datasets chexpert --raw DIR --data-dir data` (and chexlocalize), then "
+                "add `--data-dir data`."
+            )
+            prepare_phantoms(
+                data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
+            )
+        wait_for_all("phantoms")
+    train = open_source(data_dir, "chexpert", "train")
+    hidden = "hidden" in available(data_dir).get("chexlocalize", [])
+    return Data(
+        train=Subset(train, sample_indices(len(train), config.weak, config.seed)),
+        valid=open_source(data_dir, "chexpert", "valid"),
+        expert_train=open_source(data_dir, "chexlocalize", "expert_train"),
+        expert_val=open_source(data_dir, "chexlocalize", "expert_val"),
+        test=open_source(data_dir, "chexlocalize", "test"),
+        hidden=open_source(data_dir, "chexlocalize", "hidden") if hidden else None,
+    )

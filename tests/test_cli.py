@@ -1,0 +1,80 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chexseg_jax.training.signals import Stopped, raise_on_signals
+from datasets.errors import DataError
+from experiments.run.cli import exclusive_workdir, run_errors_to_exit_codes
+
+HOLD = """
+import pathlib, sys, time
+from experiments.endings import ending
+with ending(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that is at work in the folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, holder, capsys):
+    with (
+        pytest.raises(DataError, match="another run is at work in it"),
+        exclusive_workdir(tmp_path),
+    ):
+        pytest.fail("it was let in")
+    with pytest.raises(SystemExit, match="another --workdir"), run_errors_to_exit_codes(tmp_path):
+        pytest.fail("it was let in")
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(10)
+    with exclusive_workdir(tmp_path):
+        pass
+
+
+def test_sigterm_ends_a_run_with_143_and_a_word(holder):
+    started = time.monotonic()
+    holder.send_signal(signal.SIGTERM)
+    _, said = holder.communicate(timeout=20)
+    assert holder.returncode == 143 and time.monotonic() - started < 20
+    assert b"Run the same command to go on" in said
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped), raise_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+NO_ROOM = (
+    "No space left on device; free space there and run the same command again: "
+    "what was finished is kept"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataError("no such row"), "no such row"),
+        (OSError(2, "No such file", "/a/b"), "[Errno 2] No such file: '/a/b'"),
+        (OSError(28, "No space", "/a/b"), f"/a/b: {NO_ROOM}"),
+        (OSError(28, "No space"), f"WORKDIR: {NO_ROOM}"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(tmp_path, error, said):
+    with pytest.raises(SystemExit) as ended, run_errors_to_exit_codes(tmp_path):
+        raise error
+    assert str(ended.value) == said.replace("WORKDIR", str(tmp_path))

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from chexseg_jax.evaluation.chexlocalize import write_gates
+from chexseg_jax.evaluation.metrics import Counts, nan_mean
+from chexseg_jax.evaluation.thresholds import Gates, best_gates
+from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.stages.evaluation import gated
+
+
+def counts(shared, drawn, truths) -> Counts:
+    """Counts of images, one pathology, from plain lists."""
+    columns = [np.array(some)[:, None] for some in (shared, drawn, truths)]
+    return Counts(columns[0][:, None], columns[1][:, None], columns[2])
+
+
+def test_a_gate_by_hand():
+    # IoUs: 1/2 at probability .9, a false alarm at .3 and at .2, 1/4 at .5, nothing at all at .1.
+    some = counts([2, 0, 0, 1, 0], [2, 3, 1, 2, 0], [4, 0, 0, 3, 0])
+    found = best_gates(some, np.array([[0.9], [0.3], [0.2], [0.5], [0.1]]))
+    # Kept down to .5, the mean is (1/2 + 1/4) / 2; down to .9, 1/4; all of them, 3/16.
+    assert found.cutoffs.tolist() == [0.5]
+    assert found.ious.tolist() == [pytest.approx(3 / 8)]
+    assert found.open(np.array([[0.5], [0.49]])).tolist() == [[True], [False]]
+
+
+def test_no_gate_where_all_masks_help_or_nothing_is_drawn():
+    good = counts([2, 1], [2, 2], [4, 3])
+    assert best_gates(good, np.array([[0.9], [0.2]])).cutoffs.tolist() == [0.0]
+    none = best_gates(counts([0, 0], [1, 0], [0, 0]), np.array([[0.9], [0.2]]))
+    assert none.cutoffs.tolist() == [0.0] and np.isnan(none.ious).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_pass_is_every_cutoff_tried(seed):
+    generator = np.random.default_rng(seed)
+    truths = generator.integers(0, 3, (12, 3)) * generator.integers(0, 2, (12, 3))
+    drawn = generator.integers(0, 4, (12, 3))
+    shared = generator.integers(0, np.minimum(truths, drawn) + 1)
+    probabilities = generator.integers(0, 6, (12, 3)) / 5  # with ties
+    found = best_gates(Counts(shared[:, None], drawn[:, None], truths), probabilities)
+
+    def mean(cutoffs):
+        kept = probabilities >= cutoffs
+        some = Counts((shared * kept)[:, None], (drawn * kept)[:, None], truths)
+        return nan_mean(some.iou()[:, 0])
+
+    tried = np.stack([mean(np.full(3, cutoff)) for cutoff in np.arange(6) / 5])
+    known = truths.any(0)
+    np.testing.assert_allclose(found.ious[known], np.nanmax(tried, 0)[known])
+    np.testing.assert_allclose(mean(found.cutoffs)[known], found.ious[known])
+
+
+def test_a_gated_method_is_empty_where_the_gate_is_shut():
+    gates = Gates(np.array([0.5, 0.0]), np.array([0.1, 0.1]))
+    maps = gated(
+        lambda images: np.ones((2, 4, 4, 2), np.float32),
+        lambda images: np.array([[0.4, 0.1], [0.6, 0.0]]),
+        gates,
+    )(np.zeros((2, 4, 4, 1), np.uint8))
+    assert maps.max((1, 2)).tolist() == [[0, 1], [1, 1]]
+
+
+def test_gates_are_written_as_cheXlocalize_writes_them(tmp_path):
+    kinds = len(PATHOLOGIES)
+    write_gates(tmp_path / "gates.csv", Gates(np.arange(kinds) / 10, np.full(kinds, np.nan)))
+    lines = (tmp_path / "gates.csv").read_text().splitlines()
+    assert lines[0] == "prob_threshold,mIoU,task" and len(lines) == kinds + 1
+    assert lines[1] == f"{PATHOLOGIES.index('Airspace Opacity') / 10},,Airspace Opacity"
