@@ -5,7 +5,9 @@ knows its bounds before it takes memory: sizes, run sums and bytes are checked, 
 returns uninitialised memory or crashes.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,3 +223,37 @@ def rles_of(bits: UInt16[np.ndarray, "h w"]) -> dict[str, dict[str, Any]]:
     """Returns a bitmask as run lengths by pathology, all ten, as CheXlocalize wants them."""
     masks = unpack(bits).astype(bool)
     return {name: encode_rle(masks[..., k]) for k, name in enumerate(PATHOLOGIES)}
+
+
+def read_image_objects(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a CheXlocalize JSON file: an object by image id of objects by pathology name.
+
+    Raises:
+        MaskError: the file cannot be read, is not JSON, names a field twice, or has another shape; the
+            message names the file and, where there is one, the image or the field.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        named = dict(pairs)
+        if len(named) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise MaskError(f"{path}, field {twice!r:.80}: is there twice; delete one of the two")
+        return named
+
+    try:
+        images = json.loads(path.read_bytes(), object_pairs_hook=unique)
+    except MaskError:
+        raise
+    except OSError as error:
+        raise MaskError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise MaskError(f"{path}: not JSON ({error}); restore the file") from None
+    if not isinstance(images, dict):
+        raise MaskError(f"{path}: must be an object of images by id; restore the file")
+    for image_id, entry in images.items():
+        if not isinstance(entry, dict):
+            raise MaskError(
+                f"{path}: {image_id:.80}: must be an object of pathologies by name; restore the file"
+            )
+    return images

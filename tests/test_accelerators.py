@@ -141,7 +141,7 @@ def test_every_question_lowers(question, network):
 
 def test_seeds_and_the_walk_lower():
     maps = shape(BATCH, 8, 8, FINDINGS)
-    make = partial(seeds_from_cams, config=CrfConfig(), disease=0.3, background=0.05, stride=4)
+    make = partial(seeds_from_cams, config=CrfConfig(), foreground=0.3, background=0.05, stride=4)
     images, labels = shape(BATCH, 8, 8, 1), shape(BATCH, FINDINGS, dtype=jnp.int32)
     assert "stablehlo.while" in lowered(jax.jit(make), maps, images, labels)
     walk = partial(random_walk, radius=3, beta=5.0, steps=8)

@@ -14,9 +14,9 @@ def test_paths_run_from_the_neighbour_to_the_origin():
 
 
 def test_affinity_is_one_minus_the_greatest_boundary_on_the_path():
-    bounds = np.zeros((1, 4, 4), np.float32)
-    bounds[0, 1, 1] = 0.25
-    found = affinities(jnp.asarray(bounds), 3)
+    boundaries = np.zeros((1, 4, 4), np.float32)
+    boundaries[0, 1, 1] = 0.25
+    found = affinities(jnp.asarray(boundaries), 3)
     across = [path[0] for path in paths(3)].index((0, 2))
     assert float(found[across, 0, 1, 0]) == 0.75
     assert float(found[across, 0, 0, 0]) == 1.0
@@ -25,27 +25,27 @@ def test_affinity_is_one_minus_the_greatest_boundary_on_the_path():
 
 def slow_terms(edge_logits, displacements, labels, radius):
     """IRNet's loss terms pair by pair, in float64."""
-    bounds = 1 / (1 + np.exp(-edge_logits.astype(np.float64)))
+    boundaries = 1 / (1 + np.exp(-edge_logits.astype(np.float64)))
     height, width, kinds = labels.shape
     reach, sums = radius - 1, np.zeros((8, kinds))
     for path in paths(radius):
         dy, dx = path[0]
         for y in range(height - reach):
             for x in range(reach, width - reach):
-                alike = 1 - max(bounds[y + py, x + px] for py, px in path)
+                affinity = 1 - max(boundaries[y + py, x + px] for py, px in path)
                 moved = displacements[y, x] - displacements[y + dy, x + dx]
                 for k in range(kinds):
                     pair = {int(labels[y, x, k]), int(labels[y + dy, x + dx, k])}
                     if pair == {0}:
-                        sums[0, k] -= np.log(alike + 1e-5)
+                        sums[0, k] -= np.log(affinity + 1e-5)
                         sums[4, k] += np.abs(moved).sum()
                         sums[5, k] += 1
                     elif pair == {1}:
-                        sums[1, k] -= np.log(alike + 1e-5)
+                        sums[1, k] -= np.log(affinity + 1e-5)
                         sums[3, k] += np.abs(moved - [dy, dx]).sum()
                         sums[6, k] += 1
                     elif pair == {0, 1}:
-                        sums[2, k] -= np.log(1 + 1e-5 - alike)
+                        sums[2, k] -= np.log(1 + 1e-5 - affinity)
                         sums[7, k] += 1
     return sums
 
@@ -57,22 +57,22 @@ def test_loss_terms_pair_by_pair():
     labels = generator.choice([-1, 0, 1, 255], size=(8, 9, 2))
     sums = slow_terms(edges, shifts, labels, 4)
     found = pair_losses(*(jnp.asarray(v)[None] for v in (edges, shifts, labels)), 4)
-    for row, name in enumerate(("background_pairs", "disease_pairs", "boundary_pairs"), start=5):
+    for row, name in enumerate(("background_pairs", "foreground_pairs", "boundary_pairs"), start=5):
         np.testing.assert_array_equal(found[name], sums[row])
-    ground, disease, differ = sums[5:]
+    background, foreground, differ = sums[5:]
     expected = {
-        "background": sums[0] / ground,
-        "disease": sums[1] / disease,
+        "background": sums[0] / background,
+        "foreground": sums[1] / foreground,
         "boundary": sums[2] / differ,
-        "disease_displacement": sums[3] / (2 * disease),
-        "background_displacement": sums[4] / (2 * ground),
+        "foreground_displacement": sums[3] / (2 * foreground),
+        "background_displacement": sums[4] / (2 * background),
     }
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
     total = (
-        (expected["background"] + expected["disease"]) / 2
+        (expected["background"] + expected["foreground"]) / 2
         + expected["boundary"]
-        + expected["disease_displacement"]
+        + expected["foreground_displacement"]
         + expected["background_displacement"]
     ) / 2
     np.testing.assert_allclose(found["total"], total, rtol=1e-5)

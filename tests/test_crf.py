@@ -18,11 +18,11 @@ def slow_refine(label, image, config, stride):
         -apart / (2 * config.appearance_reach**2) - contrast / (2 * config.appearance_contrast**2)
     )
 
-    def normalised(kernel):
+    def normalized(kernel):
         scale = 1 / np.sqrt(kernel.sum(1))
         return scale[:, None] * kernel * scale[None]
 
-    kernel = config.smoothness * normalised(near) + config.appearance * normalised(alike)
+    kernel = config.smoothness * normalized(near) + config.appearance * normalized(alike)
     certainty = np.log(config.confidence / (1 - config.confidence))
     unary = np.where(label.reshape(-1), certainty, -certainty)
     chance = 1 / (1 + np.exp(-unary))
@@ -64,7 +64,7 @@ def test_a_speck_in_a_flat_image_is_smoothed_away():
 def seeds(cams, label):
     image = jnp.zeros((1, 12, 12, 1)).at[0, :, 6:].set(200.0)
     return seeds_from_cams(
-        cams, image, jnp.array([[label]]), disease=0.3, background=0.05, stride=4.0
+        cams, image, jnp.array([[label]]), foreground=0.3, background=0.05, stride=4.0
     )
 
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chexseg_jax.pseudolabels.gradcam import grad_cam, normalise_cams, upsample_cams
+from chexseg_jax.pseudolabels.gradcam import grad_cam, normalize_cams, upsample_cams
 
 
 def head(seed=0, channels=5, outputs=4):
@@ -44,7 +44,7 @@ def test_chosen_outputs_are_the_same_maps():
 
 def test_a_map_of_zeros_stays_zero():
     cams = jnp.zeros((1, 2, 2, 2)).at[0, 0, 1, 0].set(4.0)
-    scaled = normalise_cams(cams)
+    scaled = normalize_cams(cams)
     assert float(scaled[0, 0, 1, 0]) == 1.0
     assert float(scaled[..., 1].max()) == 0.0
     assert bool(jnp.isfinite(upsample_cams(cams, 8)).all())

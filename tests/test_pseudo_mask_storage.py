@@ -27,9 +27,9 @@ def folder(tmp_path):
 
 
 def test_masks_come_back_as_they_were_drawn(folder):
-    shown, known = PseudoMaskSource(folder).letterboxed(1, "b", SIZE)
-    assert shown[2:5, 3:6, 4].all() and shown.sum() == 9
-    assert known.tolist() == [False] + [True] * (len(PATHOLOGIES) - 1)
+    masks, valid = PseudoMaskSource(folder).letterboxed(1, "b", SIZE)
+    assert masks[2:5, 3:6, 4].all() and masks.sum() == 9
+    assert valid.tolist() == [False] + [True] * (len(PATHOLOGIES) - 1)
 
 
 def harmed(row, how):

@@ -1,8 +1,8 @@
-"""Grad-CAM: from features and a head to a class activation map for every output.
+"""Grad-CAM: class activation maps of every output of a classifier's head.
 
-One forward pass of the head and one pull-back, vectorised over the outputs; the backbone runs once and
-is never differentiated. The gradient is the logit's, as in the paper. The release differentiates the
-probability, which gives the same map but for a positive factor per image and class.
+The head's vector-Jacobian product is vmapped over the outputs; the backbone runs once and is never
+differentiated. The gradient is that of the logit, as in the paper. The release differentiates the
+probability, which scales each map by a positive factor.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,31 +18,31 @@ def grad_cam(
     classify: Callable[[Float[Array, "b fh fw c"]], Float[Array, "b n"]],
     outputs: Sequence[int] | None = None,
 ) -> tuple[Float[Array, "b fh fw k"], Float[Array, "b n"]]:
-    """Returns the non-negative maps of `outputs` (all of them if None), and the logits.
+    """Compute the non-negative maps of `outputs` (all of them if None), and the logits.
 
     A map is ReLU(sum_c a_c A_c), where a_c is the gradient of the logit averaged over the cells
-    (paper §3.3; Selvaraju et al. 2017, eq. 1-2). It is not normalised.
+    (paper §3.3; Selvaraju et al. 2017, eq. 1-2). It is not normalized.
     """
-    logits, pull_back = jax.vjp(classify, features)
+    logits, vjp = jax.vjp(classify, features)
     rows = jnp.eye(logits.shape[-1], dtype=logits.dtype)
     if outputs is not None:
         rows = rows[np.asarray(outputs)]
 
     def weights(row: Float[Array, "n"]) -> Float[Array, "b c"]:
-        (gradients,) = pull_back(jnp.broadcast_to(row[None], logits.shape))
+        (gradients,) = vjp(jnp.broadcast_to(row[None], logits.shape))
         return gradients.astype(jnp.float32).mean((1, 2))
 
     cams = jnp.einsum("kbc,bhwc->bhwk", jax.vmap(weights)(rows), features.astype(jnp.float32))
     return jax.nn.relu(cams), logits
 
 
-def normalise_cams(cams: Float[Array, "b fh fw k"]) -> Float[Array, "b fh fw k"]:
-    """Returns maps divided by their maximum; a map that is zero everywhere stays zero."""
+def normalize_cams(cams: Float[Array, "b fh fw k"]) -> Float[Array, "b fh fw k"]:
+    """Divide maps by their maximum; a map of zeros stays zero."""
     peaks = cams.max((1, 2), keepdims=True)
     return cams / jnp.where(peaks > 0, peaks, 1)
 
 
 def upsample_cams(cams: Float[Array, "b fh fw k"], size: int) -> Float[Array, "b size size k"]:
-    """Returns maps divided by their maximum and enlarged bilinearly to a square of `size` cells."""
+    """Divide maps by their maximum and upsample them bilinearly to a square of `size` cells."""
     shape = (cams.shape[0], size, size, cams.shape[-1])
-    return jax.image.resize(normalise_cams(cams.astype(jnp.float32)), shape, "linear")
+    return jax.image.resize(normalize_cams(cams.astype(jnp.float32)), shape, "linear")

@@ -1,7 +1,7 @@
-"""Pseudo-masks at rest: a line of JSON an image, its masks as run lengths in the letterbox's content.
+"""Storage of pseudo-masks: one JSON line an image, run lengths of the letterbox without its padding.
 
-Each line is {"image_id", "size": [h, w] of the masks, "native": [h, w] of the image, "unknown":
-[pathologies to be ignored], "rle": {pathology: {"size", "counts"}}}; absent pathologies are empty.
+A line is {"image_id", "size": [h, w] of the masks, "native": [h, w] of the image, "ignored":
+[pathologies the loss ignores], "rle": {pathology: {"size", "counts"}}}; a pathology not in it is empty.
 """
 
 import json
@@ -26,23 +26,23 @@ class PseudoMasks:
 
     image_id: str
     native: tuple[int, int]
-    unknown: list[str]
+    ignored: list[str]
     rles: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def blank(
-        cls, image_id: str, native: Int[np.ndarray, "2"], unknown: Bool[np.ndarray, "k"]
+        cls, image_id: str, native: Int[np.ndarray, "2"], ignored: Bool[np.ndarray, "k"]
     ) -> "PseudoMasks":
-        """Returns an image's masks with nothing drawn."""
-        names = [name for name, ignored in zip(PATHOLOGIES, unknown, strict=True) if ignored]
+        """Return an image's masks, all empty."""
+        names = [name for name, ignore in zip(PATHOLOGIES, ignored, strict=True) if ignore]
         return cls(image_id, (int(native[0]), int(native[1])), names)
 
-    def draw(self, masks: Bool[np.ndarray, "s s k"], found: Bool[np.ndarray, "k"]) -> None:
-        """Adds the masks of the pathologies found, cut out of the letterbox.
+    def draw(self, masks: Bool[np.ndarray, "s s k"], is_present: Bool[np.ndarray, "k"]) -> None:
+        """Add the masks of the pathologies present, without the letterbox's padding.
 
-        The mediastinum's contains the heart's, as the experts' does.
+        The enlarged cardiomediastinum contains the heart, as in the experts' masks.
         """
-        content = masks[content_slices(*self.native, masks.shape[0])] & found
+        content = masks[content_slices(*self.native, masks.shape[0])] & is_present
         heart = PATHOLOGIES.index("Cardiomegaly")
         content[..., PATHOLOGIES.index("Enlarged Cardiomediastinum")] |= content[..., heart]
         for k, name in enumerate(PATHOLOGIES):
@@ -50,36 +50,36 @@ class PseudoMasks:
                 self.rles[name] = encode_rle(content[..., k])
 
     def letterboxed(self, size: int) -> tuple[UInt8[np.ndarray, "s s k"], Bool[np.ndarray, "k"]]:
-        """Returns the masks in the letterbox they were drawn in, and which of them are known."""
+        """Return the masks in their letterbox, and which pathologies are valid, not ignored."""
         masks = np.zeros((size, size, len(PATHOLOGIES)), np.uint8)
-        where = content_slices(*self.native, size)
+        inside = content_slices(*self.native, size)
         for name, rle in self.rles.items():
-            masks[(*where, PATHOLOGIES.index(name))] = decode_rle(rle)
-        return masks, np.array([name not in self.unknown for name in PATHOLOGIES])
+            masks[(*inside, PATHOLOGIES.index(name))] = decode_rle(rle)
+        return masks, np.array([name not in self.ignored for name in PATHOLOGIES])
 
 
 def write_pseudo_masks(path: Path, images: Iterable[PseudoMasks], size: int) -> None:
-    """Writes a shard, whole."""
+    """Write a shard atomically."""
     with atomic_write(path) as aside, aside.open("w") as file:
         for image in images:
             row = {
                 "image_id": image.image_id,
                 "size": content_size(*image.native, size),
                 "native": image.native,
-                "unknown": image.unknown,
+                "ignored": image.ignored,
                 "rle": image.rles,
             }
             file.write(json.dumps(row) + "\n")
 
 
 class PseudoMaskSource:
-    """The pseudo-masks of a finished folder by index; only the places of lines are held in memory."""
+    """The pseudo-masks of a finished folder by index; only line offsets are held in memory."""
 
     def __init__(self, folder: StageFolder) -> None:
-        """Finds the lines.
+        """Locate the lines.
 
         Raises:
-            Damaged: a shard is gone or cut short.
+            CorruptFile: a shard is missing or truncated.
         """
         self.fingerprint = folder.fingerprint
         self._count = int(folder.manifest["images"])
@@ -94,37 +94,37 @@ class PseudoMaskSource:
         return self._count
 
     def __getitem__(self, index: SupportsIndex, /) -> PseudoMasks:
-        """Returns one image's masks.
+        """Read one image's masks.
 
         Raises:
-            Damaged: its line cannot be read.
+            CorruptFile: its line cannot be read.
         """
         shard, line = divmod(int(index), SHARD)
         try:
             with self._paths[shard].open("rb") as file:
                 file.seek(self._starts[shard][line])
                 row = json.loads(file.readline())
-            return PseudoMasks(row["image_id"], tuple(row["native"]), row["unknown"], row["rle"])
+            return PseudoMasks(row["image_id"], tuple(row["native"]), row["ignored"], row["rle"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(int(index), "cannot be read") from error
+            raise self._corrupt(int(index), "cannot be read") from error
 
     def letterboxed(
         self, index: SupportsIndex, image_id: str, size: int
     ) -> tuple[UInt8[np.ndarray, "s s k"], Bool[np.ndarray, "k"]]:
-        """Returns one image's masks in the letterbox, and which of them are known.
+        """Read one image's masks in the letterbox, and which pathologies are valid.
 
         Raises:
-            Damaged: its line is no masks, or another image's.
+            CorruptFile: its line holds no valid masks, or those of another image.
         """
         masks = self[index]
         if masks.image_id != image_id:
-            raise self._damaged(int(index), f"is of {masks.image_id}, its image is {image_id}")
+            raise self._corrupt(int(index), f"is of {masks.image_id}, its image is {image_id}")
         try:
             return masks.letterboxed(size)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(int(index), str(error)) from error
+            raise self._corrupt(int(index), str(error)) from error
 
-    def _damaged(self, index: int, what: str) -> CorruptFile:
+    def _corrupt(self, index: int, what: str) -> CorruptFile:
         shard, line = divmod(index, SHARD)
         return CorruptFile.at(self._paths[shard], f"line {line + 1} {what}")
 

@@ -68,7 +68,7 @@ def seeding(scale: Scale) -> Iterator[Workload]:
     config, crf = SeedsConfig(), CrfConfig()
 
     def seeds(cams: Any, pictures: Any, labels: Any) -> Any:
-        thresholds = {"disease": config.disease, "background": config.background}
+        thresholds = {"foreground": config.foreground, "background": config.background}
         return seeds_from_cams(cams, pictures, labels, crf, stride=STRIDE, **thresholds)
 
     pairs, both = float(side) ** 4, 2 * MAPS

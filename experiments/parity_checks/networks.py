@@ -31,12 +31,12 @@ VANISHING = (-104.0, -87.0)
 
 TERMS = {
     "bg_pos_aff": "background",
-    "fg_pos_aff": "disease",
+    "fg_pos_aff": "foreground",
     "neg_aff": "boundary",
-    "dp_fg": "disease_displacement",
+    "dp_fg": "foreground_displacement",
     "dp_bg": "background_displacement",
     "n_bg_pairs": "background_pairs",
-    "n_fg_pairs": "disease_pairs",
+    "n_fg_pairs": "foreground_pairs",
     "n_neg_pairs": "boundary_pairs",
 }
 """The columns of the reference's loss terms, and our names of them."""
