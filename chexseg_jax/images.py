@@ -1,9 +1,10 @@
-"""Pixel conventions: the letterbox, its inverse, and normalisation.
+"""Pixel conventions: the letterbox, its inverse, bilinear resizing and normalization.
 
-Every stage works in one frame, the letterbox: the long side is scaled to `size` (sizes truncate, as in
-CheXseg) and the rest is zero, centred. The release computes CAMs in a centre crop and then stretches
-them over the whole image, which displaces them; here one frame serves classifier, CAMs and segmenter,
-and `unletterbox` is its exact inverse. Resizing filters when it shrinks, where the release aliases.
+Every stage works in the letterbox: the long side is scaled to `size` (sizes truncate, as in CheXseg),
+the image is centred and the rest is zero. The release computes CAMs in a centre crop and then stretches
+them over the whole image, which displaces them; here classifier, CAMs and segmenter share one frame,
+and `unletterbox` is its inverse. Downsampling is antialiased, unlike the release's. Masks of native size
+are handled one pathology at a time: ten planes of a radiograph and their copies take 260 MB.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8, UInt16
 from PIL import Image
 
-from chexseg_jax.masks import unpack
+from chexseg_jax.masks import unpack_plane
+from chexseg_jax.pathologies import PATHOLOGIES
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation of pixels on [0, 1], a channel each; part of a network's weights."""
+    """Mean and standard deviation of pixels on [0, 1] by channel, as a network's weights expect them."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __call__(self, images: UInt8[Array, "b h w 1"]) -> Float[Array, "b h w 3"]:
-        """Returns 8-bit grey images as the three channels a network reads."""
+        """Normalize 8-bit grey images and repeat them over three channels."""
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.mean, self.std))
         pixels = jnp.broadcast_to(images.astype(jnp.float32) / 255, (*images.shape[:3], 3))
         return (pixels - mean[None, None, None]) / std[None, None, None]
@@ -39,63 +41,74 @@ XRV: Final = Normalization((0.5,) * 3, (1 / 2048,) * 3)
 
 
 def content_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns the (height, width) that an image occupies in a letterbox of `size` pixels."""
+    """Return the (height, width) of an image inside a letterbox of `size` pixels."""
     longest = max(height, width)
     return max(1, height * size // longest), max(1, width * size // longest)
 
 
 def content_slices(height: int, width: int, size: int) -> tuple[slice, slice]:
-    """Returns where in a letterbox of `size` pixels an image of (height, width) lies."""
+    """Return the rows and columns of an image of (height, width) in a letterbox of `size` pixels."""
     h, w = content_size(height, width, size)
     top, left = (size - h) // 2, (size - w) // 2
     return slice(top, top + h), slice(left, left + w)
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns a 2-D uint8 or float32 array resized bilinearly, with a filter when it shrinks."""
+    """Resize a 2-D uint8 or float32 array bilinearly, with antialiasing where it shrinks."""
     if pixels.shape == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def resize_mask(
+    mask: Bool[np.ndarray, "h w"], height: int, width: int
+) -> Bool[np.ndarray, "h2 w2"]:
+    """Resize a mask; a pixel is set if at least half of it is covered."""
+    levels = np.ascontiguousarray(mask).view(np.uint8) * np.uint8(255)
+    return resize(levels, height, width) >= 128
+
+
 def letterbox(image: UInt8[np.ndarray, "h w 1"], size: int) -> UInt8[np.ndarray, "s s 1"]:
-    """Returns an image scaled to fit a square of `size` pixels, centred, padded with black."""
+    """Scale an image to fit a square of `size` pixels, centred and padded with black."""
     height, width = image.shape[:2]
-    framed = np.zeros((size, size, 1), np.uint8)
-    framed[content_slices(height, width, size)] = resize(
-        image[..., 0], *content_size(height, width, size)
-    )[..., None]
-    return framed
+    result = np.zeros((size, size, 1), np.uint8)
+    content = resize(image[..., 0], *content_size(height, width, size))
+    result[content_slices(height, width, size)] = content[..., None]
+    return result
 
 
 def letterbox_masks(bits: UInt16[np.ndarray, "h w"], size: int) -> UInt8[np.ndarray, "s s k"]:
-    """Returns a bitmask as ten masks in the letterbox; a pixel is set if half of it is covered."""
+    """Convert a bitmask to ten masks in the letterbox."""
     height, width = bits.shape
-    h, w = content_size(height, width, size)
-    masks = unpack(bits)
-    framed = np.zeros((size, size, masks.shape[-1]), np.uint8)
-    where = content_slices(height, width, size)
-    for k in range(masks.shape[-1]):
-        if masks[..., k].any():
-            framed[(*where, k)] = resize(masks[..., k] * np.uint8(255), h, w) >= 128
-    return framed
+    result = np.zeros((size, size, len(PATHOLOGIES)), np.uint8)
+    inside = content_slices(height, width, size)
+    present = int(np.bitwise_or.reduce(bits, axis=None))
+    for k in range(len(PATHOLOGIES)):
+        if present >> k & 1:
+            mask = resize_mask(unpack_plane(bits, k), *content_size(height, width, size))
+            result[(*inside, k)] = mask
+    return result
 
 
 def unletterbox(
     maps: Float[np.ndarray, "s s k"], height: int, width: int
 ) -> Float[np.ndarray, "h w k"]:
-    """Returns maps in the letterbox as maps over the image of (height, width) they were made from."""
-    content = maps[content_slices(height, width, maps.shape[0])]
-    planes = [
-        resize(np.ascontiguousarray(content[..., k], np.float32), height, width)
-        for k in range(content.shape[-1])
-    ]
+    """Resize maps in the letterbox to the image of (height, width) that they were made from."""
+    planes = [unletterbox_plane(maps[..., k], height, width) for k in range(maps.shape[-1])]
     return np.stack(planes, -1)
 
 
+def unletterbox_plane(
+    plane: Float[np.ndarray, "s s"], height: int, width: int
+) -> Float[np.ndarray, "h w"]:
+    """Resize one map in the letterbox to the image of (height, width) that it was made from."""
+    content = plane[content_slices(height, width, plane.shape[0])]
+    return resize(np.ascontiguousarray(content, np.float32), height, width)
+
+
 def content_mask(sizes: Sequence[tuple[int, int]], size: int) -> Bool[np.ndarray, "b s s"]:
-    """Returns where letterboxes of `size` pixels hold image rather than padding."""
+    """Return the masks of the image content, without padding, in letterboxes of `size` pixels."""
     inside = np.zeros((len(sizes), size, size), bool)
-    for framed, (height, width) in zip(inside, sizes, strict=True):
-        framed[content_slices(height, width, size)] = True
+    for mask, (height, width) in zip(inside, sizes, strict=True):
+        mask[content_slices(height, width, size)] = True
     return inside

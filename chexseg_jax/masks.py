@@ -1,8 +1,8 @@
-"""Masks at rest: COCO run lengths, polygons, and ten pathologies in one uint16.
+"""Mask formats: COCO run lengths, CheXlocalize's JSON, polygons, and bitmasks of ten pathologies.
 
-The run lengths are COCO's compressed form, column by column, as CheXlocalize ships them. The decoder
-knows its bounds before it takes memory: sizes, run sums and bytes are checked, where pycocotools
-returns uninitialised memory or crashes.
+The run lengths are COCO's compressed form in column-major order, as CheXlocalize ships them. The decoder
+checks bytes, sizes and run sums before it allocates, where pycocotools returns uninitialized memory or
+crashes.
 """
 
 import json
@@ -21,14 +21,14 @@ MAX_PIXELS = 2**28
 
 
 class MaskError(ValueError):
-    """A mask that cannot be what it says it is."""
+    """A mask, or a file of masks, is malformed."""
 
 
 def decode_counts(counts: str) -> Int64[np.ndarray, "r"]:
-    """Returns the run lengths written in a COCO `counts` string, background first.
+    """Decode a COCO `counts` string to run lengths, background first.
 
     Raises:
-        MaskError: a byte outside COCO's alphabet, a number cut short, or a run out of range.
+        MaskError: a byte outside COCO's alphabet, a truncated number, or a run out of range.
     """
     try:
         codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
@@ -48,9 +48,8 @@ def decode_counts(counts: str) -> Int64[np.ndarray, "r"]:
         raise MaskError("a run length takes more than 35 bits")
     shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & 31) << shifts, starts)
-    values -= np.where(
-        codes[ends] & 16, np.int64(1) << 5 * lengths, 0
-    )  # sign bit of the last group
+    sign = codes[ends] & 16
+    values -= np.where(sign, np.int64(1) << 5 * lengths, 0)
     # From the fourth number on, COCO stores the difference to the number two before it.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
@@ -58,7 +57,7 @@ def decode_counts(counts: str) -> Int64[np.ndarray, "r"]:
 
 
 def encode_counts(runs: Int64[np.ndarray, "r"]) -> str:
-    """Returns run lengths, background first, as a COCO `counts` string."""
+    """Encode run lengths, background first, as a COCO `counts` string."""
     values = runs.astype(np.int64)
     values[3:] = runs[3:] - runs[1:-2]
     codes = []
@@ -74,10 +73,10 @@ def encode_counts(runs: Int64[np.ndarray, "r"]) -> str:
 
 
 def runs_of(rle: Any) -> Int64[np.ndarray, "r"]:
-    """Returns the run lengths of `{"size": [h, w], "counts": str}`, column by column, background first.
+    """Decode `{"size": [h, w], "counts": str}` to column-major run lengths, background first.
 
     Raises:
-        MaskError: the size is no size or too large, or the runs do not fill it exactly.
+        MaskError: the size is invalid or too large, or the runs do not fill it exactly.
     """
     height, width = size_of(rle)
     if not isinstance(rle.get("counts"), str | bytes):
@@ -92,35 +91,35 @@ def runs_of(rle: Any) -> Int64[np.ndarray, "r"]:
 
 
 def area(runs: Int64[np.ndarray, "r"]) -> int:
-    """Returns how many pixels are drawn."""
+    """Count the foreground pixels."""
     return int(runs[1::2].sum())
 
 
 def shared_area(runs: Int64[np.ndarray, "r"], others: Int64[np.ndarray, "q"]) -> int:
-    """Returns how many pixels two masks of one size share, without decoding either.
+    """Count the pixels in the intersection of two masks of one size, from run lengths alone.
 
-    Both ends of every run drawn in one mask are looked up among the run ends of the other: the pixels
-    it has drawn before the second, less those before the first, are shared.
+    Both ends of every foreground run of `others` are looked up among the run ends of `runs`: the
+    foreground pixels of `runs` before the second, less those before the first, are shared.
     """
     if runs.size < 2 or others.size < 2:
         return 0
     ends = np.cumsum(runs)
-    drawn = runs.copy()
-    drawn[::2] = 0
-    before = np.cumsum(drawn)
+    foreground = runs.copy()
+    foreground[::2] = 0
+    before = np.cumsum(foreground)
     edges = np.cumsum(others)[: others.size // 2 * 2]
-    places = np.searchsorted(ends, edges)
-    inside = before[places] - (places & 1) * (ends[places] - edges)
+    index = np.searchsorted(ends, edges)
+    inside = before[index] - (index & 1) * (ends[index] - edges)
     return int(inside[1::2].sum() - inside[::2].sum())
 
 
-def is_drawn(runs: Int64[np.ndarray, "r"], height: int, y: int, x: int) -> bool:
-    """Returns whether the mask has a pixel drawn, without decoding it."""
+def contains(runs: Int64[np.ndarray, "r"], height: int, y: int, x: int) -> bool:
+    """Return whether a pixel belongs to the mask, from run lengths alone."""
     return bool(np.searchsorted(np.cumsum(runs), x * height + y, side="right") & 1)
 
 
 def decode_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
-    """Returns the mask of `{"size": [h, w], "counts": str}`.
+    """Decode `{"size": [h, w], "counts": str}` to a mask.
 
     Raises:
         MaskError: as `runs_of`.
@@ -129,10 +128,10 @@ def decode_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
 
 
 def fill_runs(runs: Int64[np.ndarray, "r"], height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """Returns the mask of run lengths that fill (height, width), as `runs_of` has checked."""
-    if runs.size > height * width // 64:  # noise: short runs cost more one by one
+    """Decode run lengths that fill (height, width), which `runs_of` has checked."""
+    if runs.size > height * width // 64:  # noise: many short runs
         return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
-    pixels = np.zeros(height * width, bool)  # pages that stay empty are never touched
+    pixels = np.zeros(height * width, bool)  # untouched pages take no memory
     ends = np.cumsum(runs).tolist()
     for start, end in zip(ends[::2], ends[1::2], strict=False):
         pixels[start:end] = True
@@ -140,21 +139,20 @@ def fill_runs(runs: Int64[np.ndarray, "r"], height: int, width: int) -> Bool[np.
 
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """Returns a mask as `{"size": [h, w], "counts": str}`."""
+    """Encode a mask as `{"size": [h, w], "counts": str}`."""
     pixels = mask.ravel(order="F")
     edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    bounds = np.concatenate([[0], edges, [pixels.size]])
-    runs = np.diff(bounds)
+    runs = np.diff(np.concatenate([[0], edges, [pixels.size]]))
     if pixels[0]:
         runs = np.concatenate([[0], runs])
     return {"size": list(mask.shape), "counts": encode_counts(runs)}
 
 
 def size_of(rle: Any) -> tuple[int, int]:
-    """Returns (height, width) as a mask states it, checked to be a size that can be decoded."""
+    """Return the (height, width) of a mask, checked before anything is decoded."""
     size = rle.get("size") if isinstance(rle, Mapping) else None
-    sizes = isinstance(size, list | tuple) and all(type(n) is int and n > 0 for n in size)
-    if size is None or not sizes or len(size) != 2:
+    positive = isinstance(size, list | tuple) and all(type(n) is int and n > 0 for n in size)
+    if size is None or not positive or len(size) != 2:
         raise MaskError(f"a mask's size must be two positive integers, got {size!r:.80}")
     if size[0] * size[1] > MAX_PIXELS:
         raise MaskError(f"a mask of {size[0]} x {size[1]} pixels exceeds the limit of {MAX_PIXELS}")
@@ -164,9 +162,9 @@ def size_of(rle: Any) -> tuple[int, int]:
 def fill_polygons(
     contours: Iterable[Sequence[Sequence[float | int]]], height: int, width: int
 ) -> Bool[np.ndarray, "h w"]:
-    """Returns the union of filled contours of [x, y] points, outlines included.
+    """Rasterize the union of contours of [x, y] points, filled, with their outlines.
 
-    Pillow's polygon rule is the reference: CheXlocalize's masks are made with it.
+    By Pillow's polygon rule, which CheXlocalize's masks are made with.
     """
     canvas = Image.new("1", (width, height))
     pen = ImageDraw.Draw(canvas)
@@ -180,19 +178,24 @@ def fill_polygons(
 
 
 def pack(masks: Bool[np.ndarray, "h w 10"]) -> UInt16[np.ndarray, "h w"]:
-    """Returns ten masks as the bits of one image, pathology k in bit k."""
+    """Pack ten masks into one bitmask, pathology k in bit k."""
     return (masks.astype(np.uint16) << np.arange(len(PATHOLOGIES), dtype=np.uint16)).sum(
         -1, dtype=np.uint16
     )
 
 
 def unpack(bits: UInt16[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 10"]:
-    """Returns the ten masks, 0 or 1, held in the bits of one image."""
+    """Unpack the ten masks, 0 or 1, of a bitmask."""
     return ((bits[..., None] >> np.arange(len(PATHOLOGIES), dtype=np.uint16)) & 1).astype(np.uint8)
 
 
+def unpack_plane(bits: UInt16[np.ndarray, "h w"], k: int) -> Bool[np.ndarray, "h w"]:
+    """Unpack the mask of pathology k alone."""
+    return (bits & np.uint16(1 << k)) != 0
+
+
 def pack_rles(rles: Mapping[str, Mapping[str, Any]]) -> UInt16[np.ndarray, "h w"]:
-    """Returns one image's run lengths by pathology as a bitmask; absent pathologies are empty.
+    """Decode one image's run lengths by pathology to a bitmask; absent pathologies are empty.
 
     Raises:
         MaskError: an unknown pathology, masks of different sizes, no mask at all, or a bad mask;
@@ -211,7 +214,7 @@ def pack_rles(rles: Mapping[str, Mapping[str, Any]]) -> UInt16[np.ndarray, "h w"
             bits = np.zeros(mask.shape, np.uint16)
         if mask.shape != bits.shape:
             raise MaskError(
-                f"{name}: size {mask.shape} differs from the {bits.shape} of its neighbours"
+                f"{name}: size {mask.shape} differs from the {bits.shape} of the other masks"
             )
         bits |= mask.astype(np.uint16) << np.uint16(PATHOLOGIES.index(pathology))
     if bits is None:
@@ -220,9 +223,8 @@ def pack_rles(rles: Mapping[str, Mapping[str, Any]]) -> UInt16[np.ndarray, "h w"
 
 
 def rles_of(bits: UInt16[np.ndarray, "h w"]) -> dict[str, dict[str, Any]]:
-    """Returns a bitmask as run lengths by pathology, all ten, as CheXlocalize wants them."""
-    masks = unpack(bits).astype(bool)
-    return {name: encode_rle(masks[..., k]) for k, name in enumerate(PATHOLOGIES)}
+    """Encode all ten masks of a bitmask as run lengths by pathology, as CheXlocalize requires."""
+    return {name: encode_rle(unpack_plane(bits, k)) for k, name in enumerate(PATHOLOGIES)}
 
 
 def read_image_objects(path: Path) -> dict[str, dict[str, Any]]:

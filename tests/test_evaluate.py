@@ -19,7 +19,7 @@ from chexseg_jax.evaluation.metrics import (
     nan_mean,
 )
 from chexseg_jax.images import letterbox_masks
-from chexseg_jax.masks import area, decode_rle, encode_rle, is_drawn, pack, runs_of, shared_area
+from chexseg_jax.masks import area, contains, decode_rle, encode_rle, pack, runs_of, shared_area
 from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.evaluate import main
 
@@ -188,7 +188,7 @@ def test_areas_of_runs_are_those_of_decoded_masks(cells, random):
     assert area(a) == first.sum()
     assert shared_area(a, b) == shared_area(b, a) == (first & second).sum()
     height = first.shape[0]
-    found = [[is_drawn(a, height, y, x) for x in range(first.shape[1])] for y in range(height)]
+    found = [[contains(a, height, y, x) for x in range(first.shape[1])] for y in range(height)]
     np.testing.assert_array_equal(found, first)
 
 
@@ -237,8 +237,8 @@ def test_bootstrap_pooled_sums_before_it_divides():
     found = bootstrap_pooled(some, replicates=10)[:, 0]
     for value, images in zip(found, bootstrap_indices(3, replicates=10), strict=True):
         pooled = some[images].pooled()
-        union = pooled.predictions[0, 0] + pooled.truths[0] - pooled.intersections[0, 0]
-        assert value == pooled.intersections[0, 0] / union
+        union = pooled.predicted_area[0, 0] + pooled.target_area[0] - pooled.intersection[0, 0]
+        assert value == pooled.intersection[0, 0] / union
     assert np.isnan(bootstrap_pooled(some, replicates=2)[:, 1:]).all()
 
 

@@ -21,7 +21,7 @@ def test_a_gate_by_hand():
     # Kept down to .5, the mean is (1/2 + 1/4) / 2; down to .9, 1/4; all of them, 3/16.
     assert found.cutoffs.tolist() == [0.5]
     assert found.ious.tolist() == [pytest.approx(3 / 8)]
-    assert found.open(np.array([[0.5], [0.49]])).tolist() == [[True], [False]]
+    assert found.passes(np.array([[0.5], [0.49]])).tolist() == [[True], [False]]
 
 
 def test_no_gate_where_all_masks_help_or_nothing_is_drawn():

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from chexseg_jax.evaluation.metrics import (
     THRESHOLDS,
     auroc,
-    best_thresholds,
     count,
     hits,
     interval,
@@ -18,6 +17,7 @@ from chexseg_jax.evaluation.metrics import (
     stack,
     threshold_bins,
 )
+from chexseg_jax.evaluation.thresholds import best_thresholds
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -29,11 +29,11 @@ def test_one_histogram_equals_twenty_comparisons(seed):
     counts = count(threshold_bins(chances), masks)
     for row, threshold in enumerate(THRESHOLDS):
         drawn = chances > threshold
-        np.testing.assert_array_equal(counts.intersections[row], (drawn & masks).sum((0, 1)))
-        np.testing.assert_array_equal(counts.predictions[row], drawn.sum((0, 1)))
+        np.testing.assert_array_equal(counts.intersection[row], (drawn & masks).sum((0, 1)))
+        np.testing.assert_array_equal(counts.predicted_area[row], drawn.sum((0, 1)))
         unions = (drawn | masks).sum((0, 1))
         np.testing.assert_allclose(counts.iou()[row], (drawn & masks).sum((0, 1)) / unions)
-    np.testing.assert_array_equal(counts.truths, masks.sum((0, 1)))
+    np.testing.assert_array_equal(counts.target_area, masks.sum((0, 1)))
 
 
 def test_a_threshold_is_strict():

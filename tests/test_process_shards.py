@@ -58,5 +58,5 @@ def test_counts_keep_their_shapes_and_their_types(monkeypatch):
         process_shards.multihost_utils, "process_allgather", lambda mine: np.stack([mine] * 2)
     )
     both = all_gather(every[np.arange(2)], 4)
-    assert both.intersections.shape == (4, 3, 2) and both.truths.shape == (4, 2)
-    assert (both.predictions == every.predictions[[0, 0, 1, 1]]).all()
+    assert both.intersection.shape == (4, 3, 2) and both.target_area.shape == (4, 2)
+    assert (both.predicted_area == every.predicted_area[[0, 0, 1, 1]]).all()

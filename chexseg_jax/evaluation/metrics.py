@@ -1,9 +1,9 @@
-"""Counts and what follows from them: IoU, hit rate, AUROC, and bootstrap intervals.
+"""Metrics: pixel counts, IoU, hit rate, AUROC, and bootstrap intervals.
 
-Three definitions that must not be mixed. *Pooled* IoU (the paper's): intersections and unions are added
-up over all images at the letterbox, then divided. *Per-image* IoU and *hit rate* (CheXlocalize's): one
+Three definitions that must not be mixed. *Pooled* IoU (the paper's): intersections and unions are summed
+over all images in the letterbox, then divided. *Per-image* IoU and *hit rate* (CheXlocalize's): one
 number an image at native size, then the mean. Counts are 64-bit integers on the host: float32 sums
-would lose pixels after 2^24.
+lose pixels beyond 2^24.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 THRESHOLDS: Final = np.arange(20) * 0.05
-"""The paper's twenty thresholds, 0 to 0.95; a pixel counts if its probability is strictly greater."""
+"""The paper's twenty thresholds, 0 to 0.95; a mask holds the pixels of strictly greater probability."""
 
 
 @dataclass(frozen=True)
@@ -28,104 +28,108 @@ class Interval:
 
 
 def threshold_bins(probabilities: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s"]:
-    """Returns how many of `THRESHOLDS` each probability exceeds: all that pooled IoU needs of it."""
+    """Return how many of `THRESHOLDS` each probability exceeds."""
     return np.searchsorted(THRESHOLDS, probabilities, side="left").astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels of one image, or of many along a first axis: all that pooled IoU is made of."""
+    """Pixels of one image, or of many along a first axis, at `t` thresholds."""
 
-    intersections: Int[np.ndarray, "*n t k"]
-    predictions: Int[np.ndarray, "*n t k"]
-    truths: Int[np.ndarray, "*n k"]
+    intersection: Int[np.ndarray, "*n t k"]
+    predicted_area: Int[np.ndarray, "*n t k"]
+    target_area: Int[np.ndarray, "*n k"]
 
     def pooled(self) -> "Counts":
-        """Returns the sum over images."""
-        return Counts(self.intersections.sum(0), self.predictions.sum(0), self.truths.sum(0))
+        """Sum over images."""
+        return Counts(self.intersection.sum(0), self.predicted_area.sum(0), self.target_area.sum(0))
 
     def __getitem__(self, images: Int[np.ndarray, "m"]) -> "Counts":
-        """Returns the counts of some images."""
-        return Counts(self.intersections[images], self.predictions[images], self.truths[images])
+        """Select images."""
+        return Counts(
+            self.intersection[images], self.predicted_area[images], self.target_area[images]
+        )
 
     def iou(self) -> Float[np.ndarray, "*n t k"]:
-        """Returns intersection over union; NaN where the union is empty."""
-        unions = self.predictions + self.truths[..., None, :] - self.intersections
-        return ratio(self.intersections, unions)
+        """Return intersection over union; NaN where the union is empty."""
+        return iou_of_areas(self.intersection, self.predicted_area, self.target_area[..., None, :])
 
 
 def stack(counts: Sequence[Counts]) -> Counts:
-    """Returns the counts of single images along a first axis."""
-    fields = ("intersections", "predictions", "truths")
-    return Counts(*(np.stack([getattr(c, field) for c in counts]) for field in fields))
+    """Stack the counts of single images along a first axis."""
+    return Counts(
+        *(np.stack(arrays) for arrays in zip(*(vars(c).values() for c in counts), strict=True))
+    )
 
 
 def count(bins: UInt8[np.ndarray, "h w k"], masks: Shaped[np.ndarray, "h w k"]) -> Counts:
-    """Returns one image's counts at every threshold, in one histogram of its `threshold_bins`."""
+    """Count one image's pixels at every threshold, in one histogram of its `threshold_bins`."""
     width, kinds = len(THRESHOLDS) + 1, masks.shape[-1]
     codes = (masks != 0) * width + bins.astype(np.int64) + 2 * width * np.arange(kinds)
     table = np.bincount(codes.ravel(), minlength=2 * width * kinds).reshape(kinds, 2, width)
-    # At threshold t, the pixels in the bins above t are on.
+    # A mask at threshold t holds the pixels in the bins above t.
     above = table[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]
     return Counts(above[:, 1].T, above.sum(1).T, table[:, 1].sum(-1))
 
 
-def overlap(masks: Bool[np.ndarray, "h w k"], truths: Shaped[np.ndarray, "h w k"]) -> Counts:
-    """Returns one image's counts of masks that need no threshold, on an axis of length one."""
-    drawn = truths != 0
-    return Counts((masks & drawn).sum((0, 1))[None], masks.sum((0, 1))[None], drawn.sum((0, 1)))
-
-
-def iou(
-    masks: Bool[np.ndarray, "b h w k"], truths: Bool[np.ndarray, "b h w k"]
-) -> Float[np.ndarray, "k"]:
-    """Returns the IoU of each pathology, pooled over images as in the paper's tables.
-
-    NaN where neither is drawn in any image.
-    """
-    return ratio((masks & truths).sum((0, 1, 2)), (masks | truths).sum((0, 1, 2)))
+def overlap(masks: Bool[np.ndarray, "h w k"], targets: Shaped[np.ndarray, "h w k"]) -> Counts:
+    """Count the pixels of one image's masks, on a threshold axis of length one."""
+    targets = targets != 0
+    return Counts((masks & targets).sum((0, 1))[None], masks.sum((0, 1))[None], targets.sum((0, 1)))
 
 
 def ratio(parts: Int[np.ndarray, "*s"], wholes: Int[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
-    """Returns parts / wholes; NaN where there is no whole."""
+    """Divide; NaN where the denominator is zero."""
     return np.divide(parts, wholes, out=np.full(wholes.shape, np.nan), where=wholes > 0)
 
 
-def best_thresholds(counts: Counts) -> Float[np.ndarray, "k"]:
-    """Returns the threshold of greatest pooled IoU for each pathology; NaN where none was drawn.
+def iou_of_areas(
+    intersection: Int[np.ndarray, "*s"],
+    predicted_area: Int[np.ndarray, "*s"],
+    target_area: Int[np.ndarray, "*#s"],
+    *,
+    true_pos_only: bool = False,
+) -> Float[np.ndarray, "*s"]:
+    """Compute intersection over union; NaN where the union is empty.
 
-    The release lets 0/0 through, and its argmax then picks a NaN.
+    With `true_pos_only`, as CheXlocalize has it, NaN also where prediction or target is empty.
     """
-    values = counts.iou()
-    rows = np.nan_to_num(values, nan=-1).argmax(0)
-    return np.where(counts.truths > 0, THRESHOLDS[rows], np.nan)
-
-
-def iou_per_image(
-    truths: Bool[np.ndarray, "h w k"], masks: Bool[np.ndarray, "h w k"], *, true_pos_only: bool
-) -> Float[np.ndarray, "k"]:
-    """Returns one image's IoUs as CheXlocalize counts them.
-
-    With `true_pos_only`, NaN unless truth and prediction are both drawn; else NaN only if neither is.
-    """
-    shared, either = (truths & masks).sum((0, 1)), (truths | masks).sum((0, 1))
-    values = ratio(shared, either)
+    values = ratio(intersection, predicted_area + target_area - intersection)
     if true_pos_only:
-        values[~(truths.any((0, 1)) & masks.any((0, 1)))] = np.nan
+        values[(predicted_area == 0) | (target_area == 0)] = np.nan
     return values
 
 
-def hits(
-    maps: Float[np.ndarray, "h w k"], truths: Bool[np.ndarray, "h w k"]
+def iou(
+    masks: Bool[np.ndarray, "b h w k"], targets: Bool[np.ndarray, "b h w k"]
 ) -> Float[np.ndarray, "k"]:
-    """Returns 1 where the greatest value of a map lies in its truth, else 0; NaN without a truth."""
+    """Compute the IoU of each pathology, pooled over images as in the paper's tables.
+
+    NaN where masks and targets are empty in every image.
+    """
+    areas = (x.sum((0, 1, 2)) for x in (masks & targets, masks, targets))
+    return iou_of_areas(*areas)
+
+
+def iou_per_image(
+    targets: Bool[np.ndarray, "h w k"], masks: Bool[np.ndarray, "h w k"], *, true_pos_only: bool
+) -> Float[np.ndarray, "k"]:
+    """Compute one image's IoUs as CheXlocalize does; see `iou_of_areas`."""
+    areas = (x.sum((0, 1)) for x in (targets & masks, masks, targets))
+    return iou_of_areas(*areas, true_pos_only=true_pos_only)
+
+
+def hits(
+    maps: Float[np.ndarray, "h w k"], targets: Bool[np.ndarray, "h w k"]
+) -> Float[np.ndarray, "k"]:
+    """Return 1 where the maximum of a map lies in its target, else 0; NaN where the target is empty."""
     flat = maps.reshape(-1, maps.shape[-1])
-    inside = np.take_along_axis(truths.reshape(flat.shape), flat.argmax(0)[None], 0)[0]
-    return np.where(truths.any((0, 1)), inside.astype(np.float64), np.nan)
+    inside = np.take_along_axis(targets.reshape(flat.shape), flat.argmax(0)[None], 0)[0]
+    return np.where(targets.any((0, 1)), inside.astype(np.float64), np.nan)
 
 
 def auroc(scores: Float[np.ndarray, "n"], positives: Bool[np.ndarray, "n"]) -> float:
-    """Returns the area under the ROC curve, ties counting half; NaN without both classes."""
+    """Compute the area under the ROC curve, ties counting half; NaN if a class has no example."""
     _ordered, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     n, m = int(positives.sum()), int((~positives).sum())
@@ -135,14 +139,14 @@ def auroc(scores: Float[np.ndarray, "n"], positives: Bool[np.ndarray, "n"]) -> f
 
 
 def nan_mean(values: Float[np.ndarray, "*s n k"]) -> Float[np.ndarray, "*s k"]:
-    """Returns the mean over images, skipping NaN; NaN, without a warning, where nothing is left."""
-    known = ~np.isnan(values)
-    totals, counts = np.where(known, values, 0).sum(-2), known.sum(-2)
+    """Average over images, skipping NaN; NaN, without a warning, where every value is."""
+    valid = ~np.isnan(values)
+    totals, counts = np.where(valid, values, 0).sum(-2), valid.sum(-2)
     return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
 
 
 def bootstrap_indices(n: int, *, replicates: int = 1000, seed: int = 0) -> Int[np.ndarray, "r n"]:
-    """Returns which of n images each replicate draws, with replacement, as CheXlocalize draws them."""
+    """Sample the n images of each replicate with replacement, as CheXlocalize does."""
     generator = np.random.RandomState(seed)
     return np.stack([generator.choice(n, n) for _ in range(replicates)])
 
@@ -150,41 +154,41 @@ def bootstrap_indices(n: int, *, replicates: int = 1000, seed: int = 0) -> Int[n
 def bootstrap_means(
     values: Float[np.ndarray, "n k"], *, replicates: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, "r k"]:
-    """Returns the mean over each replicate's images, skipping NaN; NaN where nothing is left.
+    """Average over each replicate's images, skipping NaN; NaN where every value is.
 
-    Each sum runs over the last axis, where NumPy adds pairwise as it does for pandas: a product with
-    the numbers of draws would be as fast, and differ from CheXlocalize's in the last digits.
+    Each sum runs over the last axis, where NumPy adds pairwise as it does for pandas; a product with
+    the multiplicities would differ from CheXlocalize's result in the last digits.
     """
     rows = bootstrap_indices(len(values), replicates=replicates, seed=seed)
-    known = ~np.isnan(values)
-    filled = np.where(known, values, 0)
+    valid = ~np.isnan(values)
+    filled = np.where(valid, values, 0)
     totals = np.stack([column[rows].sum(-1) for column in filled.T], -1)
-    counts = np.stack([column[rows].sum(-1) for column in known.T], -1)
+    counts = np.stack([column[rows].sum(-1) for column in valid.T], -1)
     return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
 
 
 def bootstrap_pooled(
     counts: Counts, *, replicates: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, "r k"]:
-    """Returns the pooled IoU of each replicate's images; NaN for what is drawn in none of all images.
+    """Compute the pooled IoU of each replicate's images; NaN for a pathology present in no image.
 
-    A matrix product of the numbers of draws with the counts: exact, as float64 holds pixels to 2^53.
+    A matrix product of multiplicities and counts: exact, as float64 holds pixels to 2^53.
     """
-    rows = bootstrap_indices(len(counts.truths), replicates=replicates, seed=seed)
+    rows = bootstrap_indices(len(counts.target_area), replicates=replicates, seed=seed)
     times = np.stack([np.bincount(row, minlength=rows.shape[1]) for row in rows]).astype(np.float64)
-    shared, drawn, truths = (
-        (times @ some).astype(np.int64)
-        for some in (counts.intersections[:, 0], counts.predictions[:, 0], counts.truths)
+    areas = (
+        (times @ area).astype(np.int64)
+        for area in (counts.intersection[:, 0], counts.predicted_area[:, 0], counts.target_area)
     )
-    drawn_at_all = (counts.truths > 0).any(axis=0, keepdims=True)
-    return np.where(drawn_at_all, ratio(shared, drawn + truths - shared), np.nan)
+    is_present = (counts.target_area > 0).any(axis=0, keepdims=True)
+    return np.where(is_present, iou_of_areas(*areas), np.nan)
 
 
 def interval(replicates: Float[np.ndarray, "r"], n: int) -> Interval:
-    """Returns the mean of bootstrap replicates with their 2.5 and 97.5 percentiles.
+    """Return the mean of bootstrap replicates with their 2.5 and 97.5 percentiles.
 
     As in CheXlocalize: the sorted values at int(0.025 r) - 1 and int(0.975 r) - 1, and the mean of the
-    replicates rather than of the images. NaN if any replicate has no value, as sorting puts it last.
+    replicates rather than of the images. Sorting puts NaN last.
     """
     ordered = np.sort(replicates)
     if np.isnan(ordered).all():
@@ -195,23 +199,23 @@ def interval(replicates: Float[np.ndarray, "r"], n: int) -> Interval:
 
 
 def per_image_intervals(values: Float[np.ndarray, "n k"], *, seed: int = 0) -> list[Interval]:
-    """Returns the interval of each column of per-image values."""
+    """Compute the interval of each column of per-image values."""
     return intervals_of(values, bootstrap_means(values, seed=seed))
 
 
 def intervals_of(
     values: Float[np.ndarray, "n k"], replicates: Float[np.ndarray, "r k"]
 ) -> list[Interval]:
-    """Returns the interval of each column of per-image values, whose bootstrap is known."""
+    """Compute the interval of each column of per-image values from their bootstrap."""
     counts = (~np.isnan(values)).sum(0)
     return [interval(replicates[:, k], int(n)) for k, n in enumerate(counts)]
 
 
 def pooled_intervals(counts: Counts, *, seed: int = 0) -> tuple[list[Interval], Interval]:
-    """Returns the pooled IoU of each pathology, and their mean, with intervals over images.
+    """Compute the pooled IoU of each pathology, and their mean, with intervals over images.
 
-    Counts are those of many images, as `overlap` gives them. Here `mean` is the pooled value itself, not
-    the replicates' mean, and `n` the number of images where the pathology is drawn. One that is drawn
+    Counts are those of many images, each from `overlap`. Here `mean` is the pooled value itself, not the
+    replicates' mean, and `n` the number of images where the pathology is present. One that is present
     nowhere has no value and no part in the mean.
     """
     return averaged_intervals([counts], seed=seed)
@@ -220,34 +224,34 @@ def pooled_intervals(counts: Counts, *, seed: int = 0) -> tuple[list[Interval], 
 def averaged_intervals(
     runs: Sequence[Counts], others: Sequence[Counts] = (), *, seed: int = 0
 ) -> tuple[list[Interval], Interval]:
-    """Returns the pooled IoU averaged over runs, less that of others, as `pooled_intervals` does.
+    """Average the pooled IoU over runs, minus that of others, as `pooled_intervals` does.
 
-    All must be counts of the same images: each replicate draws the same ones for every run, so that the
-    interval of a difference is of the difference, not of two independent numbers. A pathology without a
-    value on either side has none, nor a part in the mean.
+    All counts must be of the same images: each replicate samples the same ones for every run, so that
+    the interval of a difference is paired. A pathology without a value on either side has none, nor a
+    part in the mean.
     """
-    truths = runs[0].truths
-    if any((some.truths != truths).any() for some in (*runs, *others)):
-        raise ValueError("counts of different images, or of different truths, cannot be compared")
-    drawn = (truths > 0).sum(0)
+    targets = runs[0].target_area
+    if any((counts.target_area != targets).any() for counts in (*runs, *others)):
+        raise ValueError("counts of different images, or of different targets, cannot be compared")
+    n_present = (targets > 0).sum(0)
 
-    def averaged(some: Sequence[Counts]) -> tuple[Float[np.ndarray, "r k"], Float[np.ndarray, "k"]]:
-        points = [np.where(drawn > 0, counts.pooled().iou()[0], np.nan) for counts in some]
-        replicates = [bootstrap_pooled(counts, seed=seed) for counts in some]
+    def average(group: Sequence[Counts]) -> tuple[Float[np.ndarray, "r k"], Float[np.ndarray, "k"]]:
+        points = [np.where(n_present > 0, counts.pooled().iou()[0], np.nan) for counts in group]
+        replicates = [bootstrap_pooled(counts, seed=seed) for counts in group]
         return nan_mean(np.stack(replicates, 1)), nan_mean(np.stack(points))
 
-    replicates, values = averaged(runs)
+    replicates, values = average(runs)
     if others:
-        less, lesser = averaged(others)
-        replicates, values = replicates - less, values - lesser
+        other_replicates, other_values = average(others)
+        replicates, values = replicates - other_replicates, values - other_values
     rows = [
         replace(interval(replicates[:, k], int(n)), mean=float(values[k]))
-        for k, n in enumerate(drawn)
+        for k, n in enumerate(n_present)
     ]
     means = nan_mean(replicates.T)
-    return rows, replace(interval(means, len(truths)), mean=mean_of(values))
+    return rows, replace(interval(means, len(targets)), mean=mean_of(values))
 
 
 def mean_of(values: Sequence[float] | Float[np.ndarray, "k"]) -> float:
-    """Returns the mean of the values that are numbers; NaN if none is."""
+    """Average the values that are not NaN; NaN if all are."""
     return float(nan_mean(np.asarray(values, np.float64)[:, None])[0])

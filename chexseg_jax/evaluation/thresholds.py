@@ -1,60 +1,80 @@
-"""Gates: the least probability of a finding, by the classifier, at which its mask is kept.
+"""Choice of thresholds and gates on validation images.
 
-CheXlocalize tunes them after the thresholds, on the mean IoU of all images of its validation set, false
-alarms included, over a grid of nine cut-offs. Here every probability seen is a candidate, in one pass
-over the images sorted by it.
+A threshold turns probabilities into a mask. A gate is the minimum probability, by the classifier, of a
+finding whose mask is kept; the others are emptied. CheXlocalize tunes gates after the thresholds, on the
+mean IoU of all images of its validation set, false positives included, over a grid of nine values. Here
+every probability of an image is a candidate, in one pass over the images sorted by it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from chexseg_jax.evaluation.metrics import Counts
+from chexseg_jax.evaluation.metrics import THRESHOLDS, Counts
+
+
+def best_thresholds(counts: Counts) -> Float[np.ndarray, "k"]:
+    """Return the threshold of maximum pooled IoU for each pathology; NaN where it is not present.
+
+    The release takes the argmax of IoUs with 0/0 among them, which picks a NaN.
+    """
+    rows = np.nan_to_num(counts.iou(), nan=-1).argmax(0)
+    return np.where(counts.target_area > 0, THRESHOLDS[rows], np.nan)
+
+
+def choose_thresholds(sources: Sequence[Counts]) -> Float[np.ndarray, "k"]:
+    """Choose each threshold on the first source in which the pathology is present; 0.5 if none."""
+    thresholds = best_thresholds(sources[0])
+    for counts in sources[1:]:
+        thresholds = np.where(np.isnan(thresholds), best_thresholds(counts), thresholds)
+    return np.nan_to_num(thresholds, nan=0.5)
 
 
 @dataclass(frozen=True)
 class Gates:
-    """A cut-off for each pathology, and the mean IoU it was chosen for."""
+    """The minimum probability of each pathology, and the mean IoU it was chosen for."""
 
     cutoffs: Float[np.ndarray, "k"]
     ious: Float[np.ndarray, "k"]
 
-    def open(self, probabilities: Float[np.ndarray, "b k"]) -> Bool[np.ndarray, "b k"]:
-        """Returns which masks are kept."""
+    def passes(self, probabilities: Float[np.ndarray, "b k"]) -> Bool[np.ndarray, "b k"]:
+        """Return which masks are kept."""
         return probabilities >= self.cutoffs
 
 
 def best_gates(counts: Counts, probabilities: Float[np.ndarray, "n k"]) -> Gates:
-    """Returns the gates of greatest mean IoU over images, the lowest of equals.
+    """Choose the gates of maximum mean IoU over images, the lowest of equals.
 
-    A gated mask is empty: it scores 0 where the finding is there, and leaves the mean where it is not.
-    A pathology that is drawn in no image has no gate: a cut-off of 0 and no mean IoU.
+    An emptied mask scores 0 where the finding is present, and leaves the mean where it is not. A
+    pathology present in no image has a cutoff of 0 and no mean IoU.
 
     Args:
         counts: of n images, at one threshold each pathology.
         probabilities: of each finding in each image, by the classifier.
     """
-    ious, drawn = counts.iou()[:, 0], counts.truths > 0
-    best = [_best(*columns) for columns in zip(ious.T, drawn.T, probabilities.T, strict=True)]
-    return Gates(*(np.array(some) for some in zip(*best, strict=True)))
+    ious, is_present = counts.iou()[:, 0], counts.target_area > 0
+    columns = zip(ious.T, is_present.T, probabilities.T, strict=True)
+    cutoffs, means = zip(*(_best_gate(*column) for column in columns), strict=True)
+    return Gates(np.array(cutoffs), np.array(means))
 
 
-def _best(
+def _best_gate(
     ious: Float[np.ndarray, "n"],
-    drawn: Bool[np.ndarray, "n"],
+    is_present: Bool[np.ndarray, "n"],
     probabilities: Float[np.ndarray, "n"],
 ) -> tuple[float, float]:
-    if not drawn.any():
+    if not is_present.any():
         return 0.0, float("nan")
     order = np.argsort(-probabilities, kind="stable")
-    falling = probabilities[order]
-    # Kept are the images down to each place; those of equal probability go together.
+    descending = probabilities[order]
+    # Candidate i keeps the masks of the first i + 1 images; equal probabilities go together.
     totals = np.nan_to_num(ious[order]).cumsum()
-    alarms = (~np.isnan(ious[order]) & ~drawn[order]).cumsum()
-    means = totals / (drawn.sum() + alarms)
-    means[:-1][falling[:-1] == falling[1:]] = -1
-    place = len(means) - 1 - int(np.argmax(means[::-1]))
-    # Where every mask is kept, so is that of an image less sure than any seen here.
-    cutoff = 0.0 if place == len(means) - 1 else float(falling[place])
-    return cutoff, float(means[place])
+    false_positives = (~np.isnan(ious[order]) & ~is_present[order]).cumsum()
+    means = totals / (is_present.sum() + false_positives)
+    means[:-1][descending[:-1] == descending[1:]] = -1
+    best = len(means) - 1 - int(np.argmax(means[::-1]))
+    # If every mask is kept, so is one of a lower probability than any of these.
+    cutoff = 0.0 if best == len(means) - 1 else float(descending[best])
+    return cutoff, float(means[best])

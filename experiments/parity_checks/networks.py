@@ -273,9 +273,9 @@ def counted(logits: np.ndarray, masks: np.ndarray, arrays: Arrays) -> Iterator[L
     near += [np.abs(logits - cut) <= reach for cut in cuts]
     inside = np.stack([(some & masks).sum((0, 1, 2)) for some in near])
     outside = np.stack([(some & ~masks).sum((0, 1, 2)) for some in near])
-    unions = ours.predictions + ours.truths[None] - ours.intersections
+    unions = ours.predicted_area + ours.target_area[None] - ours.intersection
     for name, found, doubt in (
-        ("intersection", ours.intersections, inside),
+        ("intersection", ours.intersection, inside),
         ("union", unions, outside),
     ):
         reference = arrays[name]
