@@ -10,14 +10,12 @@ from PIL import Image
 from chexseg_jax.masks import decode_rle, fill_polygons
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES, canonical
 from datasets.phantom import write, write_phantoms
-from datasets.phantom.anatomy import sample_build
-from datasets.phantom.canvas import sample_canvas
-from datasets.phantom.curves import clip, ribbon, smooth
-from datasets.phantom.film import film_ids, make_film
-from datasets.phantom.finding import Finding
-from datasets.phantom.frontal import frontal_chest
+from datasets.phantom.anatomy import frontal_chest, sample_build
+from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, draw
+from datasets.phantom.drawing import clip, ribbon, sample_canvas, smooth
+from datasets.phantom.findings import Finding
 from datasets.phantom.labels import CSV_OBSERVATIONS, reported_labels, sample_findings, true_labels
-from datasets.phantom.readers import EXPERT, SECOND, TRUTH, draw
+from datasets.phantom.study import film_ids, make_film
 
 SIZES = {"train": 12, "valid": 16, "test": 90}
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from chexseg_jax.masks import encode_rle, fill_polygons
 from chexseg_jax.pathologies import PATHOLOGIES, canonical
-from datasets.phantom.film import SPLITS, FilmId, film_ids, make_film
+from datasets.phantom.annotators import Contours
 from datasets.phantom.labels import CSV_OBSERVATIONS
-from datasets.phantom.readers import Contours
+from datasets.phantom.study import SPLITS, FilmId, film_ids, make_film
 
 CHEXPERT: Final = "CheXpert-v1.0-small"
 COLUMNS: Final = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CSV_OBSERVATIONS)

@@ -7,12 +7,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from datasets.phantom.anatomy import sample_build
-from datasets.phantom.canvas import sample_canvas
-from datasets.phantom.findings import place_findings
+from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, Contours, draw
+from datasets.phantom.drawing import sample_canvas
+from datasets.phantom.findings import place_findings, sample_chest, sample_severity
 from datasets.phantom.labels import reported_labels, sample_findings, true_labels
-from datasets.phantom.readers import EXPERT, SECOND, TRUTH, Contours, draw
 from datasets.phantom.render import render
-from datasets.phantom.severity import sample_chest, sample_severity
 
 SPLITS = ("train", "valid", "test")
 # CheXpert's own numbers first, then some that no split of CheXpert has.

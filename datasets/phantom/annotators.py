@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from chexseg_jax.pathologies import PATHOLOGIES
-from datasets.phantom.canvas import Canvas
-from datasets.phantom.curves import Points, clip
-from datasets.phantom.finding import Finding
+from datasets.phantom.drawing import Canvas, Points, clip
+from datasets.phantom.findings import Finding
 from datasets.phantom.labels import CAUSES
 
 Contours = dict[str, list[list[list[float]]]]
