@@ -1,7 +1,7 @@
-"""The vocabulary: fourteen observations, ten pathologies with masks, and their order.
+"""Names and orders of the fourteen observations and of the ten pathologies with masks.
 
-The orders are CheXseg's (model outputs and segmentation channels). CheXpert's CSV has `Lung Opacity`
-before `Lung Lesion`, so columns must be selected by name, never by position.
+The orders are CheXseg's (model outputs and mask channels). CheXpert's CSV has `Lung Opacity` before
+`Lung Lesion`, so columns must be selected by name, never by position.
 """
 
 from typing import Final
@@ -39,7 +39,7 @@ PATHOLOGIES: Final = (
     "Pleural Effusion",
     "Support Devices",
 )
-"""The observations that experts drew, in the order of mask channels."""
+"""The observations with expert masks, in the order of mask channels."""
 
 OBSERVATION_OF_PATHOLOGY: Final = tuple(OBSERVATIONS.index(name) for name in PATHOLOGIES)
 """For each pathology, its index among the observations."""
@@ -59,7 +59,7 @@ COMPETITION_OBSERVATIONS: Final = (
     "Edema",
     "Pleural Effusion",
 )
-"""The five observations of the CheXpert leader board."""
+"""The five observations of the CheXpert leaderboard."""
 
 ALIASES: Final = {"Lung Opacity": "Airspace Opacity"}
 """Other spellings: CheXpert's CSV says `Lung Opacity` where the masks say `Airspace Opacity`."""
@@ -71,23 +71,19 @@ BLANK: Final = -2
 
 
 def canonical(name: str) -> str:
-    """Returns our name of an observation, whichever spelling a file uses."""
+    """Return our name of an observation, whichever spelling a file uses."""
     return ALIASES.get(name, name)
 
 
 def pathology_labels(labels: Int[np.ndarray, "*b 14"]) -> Int[np.ndarray, "*b 10"]:
-    """Returns the labels of the ten pathologies among those of the fourteen observations.
+    """Select the labels of the ten pathologies from those of the fourteen observations.
 
-    Cardiomegaly implies an enlarged cardiomediastinum, as in the experts' masks, whose outline of the
-    mediastinum contains the heart's; CheXpert's labels leave it blank there. A blank counts as negative.
+    Cardiomegaly implies an enlarged cardiomediastinum, as in the experts' masks, where the mediastinum
+    contains the heart; CheXpert's labels leave it blank there. A blank counts as negative.
     """
-    chosen = labels[..., list(OBSERVATION_OF_PATHOLOGY)]
-    chosen = np.where(chosen == BLANK, NEGATIVE, chosen)
-    enlarged, heart = (
-        PATHOLOGIES.index("Enlarged Cardiomediastinum"),
-        PATHOLOGIES.index("Cardiomegaly"),
-    )
-    chosen[..., enlarged] = np.where(
-        chosen[..., heart] == POSITIVE, POSITIVE, chosen[..., enlarged]
-    )
-    return chosen
+    selected = labels[..., list(OBSERVATION_OF_PATHOLOGY)]
+    selected = np.where(selected == BLANK, NEGATIVE, selected)
+    enlarged, heart = map(PATHOLOGIES.index, ("Enlarged Cardiomediastinum", "Cardiomegaly"))
+    has_heart = selected[..., heart] == POSITIVE
+    selected[..., enlarged] = np.where(has_heart, POSITIVE, selected[..., enlarged])
+    return selected

@@ -24,7 +24,7 @@ def test_what_an_uncertain_label_means(policy, uncertain):
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-6)
 
 
-def test_a_teacher_stands_in_only_where_asked():
+def test_a_teacher_is_used_only_by_the_self_trained_policy():
     policies = ("self-trained", "self-trained", "self-trained", "ignore")
     without = classification_loss(LOGITS, LABELS, policies)
     ignored = classification_loss(LOGITS, LABELS, ("ignore",) * 4)
@@ -73,14 +73,14 @@ def test_dice_by_hand():
     np.testing.assert_allclose(dice(logits, masks, jnp.ones((1, 1)))[0], expected, rtol=1e-6)
 
 
-def test_dice_is_pooled_over_the_batch_and_skips_the_unknown():
+def test_dice_is_pooled_over_the_batch_and_skips_the_ignored():
     logits = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
     masks = jax.random.bernoulli(jax.random.key(1), 0.4, (3, 4, 4, 2)).astype(jnp.uint8)
-    known = jnp.array([[1, 1], [1, 0], [1, 1]])
-    scores = dice(logits, masks, known)
-    kept = jnp.array([0, 2])
-    alone = dice(logits[kept], masks[kept], jnp.ones((2, 2)))
+    valid = jnp.array([[1, 1], [1, 0], [1, 1]])
+    scores = dice(logits, masks, valid)
+    rows = jnp.array([0, 2])
+    alone = dice(logits[rows], masks[rows], jnp.ones((2, 2)))
     np.testing.assert_allclose(scores[1], alone[1], rtol=1e-6)
     assert float(scores[0]) != pytest.approx(float(alone[0]))
-    gradients = jax.grad(lambda z: dice(z, masks, known).sum())(logits)
+    gradients = jax.grad(lambda z: dice(z, masks, valid).sum())(logits)
     assert float(jnp.abs(gradients[1, ..., 1]).max()) == 0.0

@@ -7,22 +7,22 @@ from chexseg_jax.pseudolabels.affinity import paths
 from chexseg_jax.pseudolabels.random_walk import chebyshev, random_walk
 
 
-def dense_walk(maps, bounds, radius, beta, steps):
+def dense_walk(maps, boundaries, radius, beta, steps):
     """The walk as its definition has it: a dense transition matrix, raised to a power, in float64."""
-    height, width = bounds.shape
+    height, width = boundaries.shape
     cells = height * width
-    alike = np.eye(cells)
+    affinity = np.eye(cells)
     for path in paths(radius):
         for y in range(height):
             for x in range(width):
                 points = [(y + dy, x + dx) for dy, dx in path]
                 if all(0 <= py < height and 0 <= px < width for py, px in points):
-                    strongest = max(bounds[p] for p in points)
+                    strongest = max(boundaries[p] for p in points)
                     here, there = y * width + x, points[0][0] * width + points[0][1]
-                    alike[here, there] = alike[there, here] = 1 - strongest
-    transition = alike**beta
+                    affinity[here, there] = affinity[there, here] = 1 - strongest
+    transition = affinity**beta
     transition /= transition.sum(0, keepdims=True)
-    start = (maps * (1 - bounds)[..., None]).reshape(cells, -1)
+    start = (maps * (1 - boundaries)[..., None]).reshape(cells, -1)
     walked = start.T @ np.linalg.matrix_power(transition, steps)
     return walked.T.reshape(maps.shape)
 
@@ -35,10 +35,10 @@ def grid(height=7, width=6, kinds=3, seed=0):
 @pytest.mark.parametrize("radius", [2, 3, 5])
 @pytest.mark.parametrize("steps", [0, 1, 2, 8, 33, 256, 1024])
 def test_walk_is_a_power_of_the_transition_matrix(radius, steps):
-    maps, bounds = grid()
-    expected = dense_walk(maps, bounds, radius, 4.0, steps)
+    maps, boundaries = grid()
+    expected = dense_walk(maps, boundaries, radius, 4.0, steps)
     walked = random_walk(
-        jnp.float32(maps)[None], jnp.float32(bounds)[None], radius=radius, beta=4.0, steps=steps
+        jnp.float32(maps)[None], jnp.float32(boundaries)[None], radius=radius, beta=4.0, steps=steps
     )
     np.testing.assert_allclose(walked[0], expected, atol=2e-6)
 
@@ -56,18 +56,18 @@ def test_many_steps_take_few_products():
 
 
 def test_a_flat_map_stays_flat():
-    flat, bounds = jnp.full((1, 9, 8, 2), 0.3), jnp.zeros((1, 9, 8))
-    walked = random_walk(flat, bounds, radius=4, beta=5.0, steps=256)
+    flat, boundaries = jnp.full((1, 9, 8, 2), 0.3), jnp.zeros((1, 9, 8))
+    walked = random_walk(flat, boundaries, radius=4, beta=5.0, steps=256)
     np.testing.assert_allclose(walked, flat, rtol=2e-7)
 
 
 @pytest.mark.parametrize("edges", [0.0, 0.5, 0.999])
 def test_walk_stays_exact_where_it_mixes_fast_and_slowly(edges):
     maps, _ = grid(12, 10, 1)
-    bounds = np.where(np.indices((12, 10)).sum(0) % 4 == 0, edges, 0.02)
-    expected = dense_walk(maps, bounds, 4, 5.0, 256)
+    boundaries = np.where(np.indices((12, 10)).sum(0) % 4 == 0, edges, 0.02)
+    expected = dense_walk(maps, boundaries, 4, 5.0, 256)
     walked = random_walk(
-        jnp.float32(maps)[None], jnp.float32(bounds)[None], radius=4, beta=5.0, steps=256
+        jnp.float32(maps)[None], jnp.float32(boundaries)[None], radius=4, beta=5.0, steps=256
     )
     np.testing.assert_allclose(walked[0], expected, atol=2e-6)
 
@@ -82,25 +82,25 @@ def test_walk_on_three_cells_by_hand():
 
 def test_a_wall_stops_the_walk():
     maps = jnp.zeros((1, 5, 5, 1)).at[0, :, 0, 0].set(1.0)
-    bounds = jnp.zeros((1, 5, 5)).at[0, :, 2].set(1.0)
-    walked = random_walk(maps, bounds, radius=4, beta=8.0, steps=64)
+    boundaries = jnp.zeros((1, 5, 5)).at[0, :, 2].set(1.0)
+    walked = random_walk(maps, boundaries, radius=4, beta=8.0, steps=64)
     assert float(walked[0, :, 3:].max()) == 0.0
     assert float(walked[0, :, :2].min()) > 0.1
 
 
-def test_images_walk_alike_together_and_one_by_one():
+def test_images_walk_alike_batched_and_one_by_one():
     images = [grid(seed=seed) for seed in range(3)]
-    maps, bounds = (jnp.float32(np.stack(arrays)) for arrays in zip(*images, strict=True))
+    maps, boundaries = (jnp.float32(np.stack(arrays)) for arrays in zip(*images, strict=True))
     walks = [
-        random_walk(maps, bounds, radius=3, beta=5.0, steps=8, together=together)
-        for together in (True, False)
+        random_walk(maps, boundaries, radius=3, beta=5.0, steps=8, batched=batched)
+        for batched in (True, False)
     ]
     np.testing.assert_allclose(*walks, atol=1e-6)
 
 
 def test_walk_mirrors_with_its_image():
-    maps, bounds = grid()
+    maps, boundaries = grid()
     walk = jax.jit(lambda m, b: random_walk(m, b, radius=3, beta=5.0, steps=8))
-    straight = walk(jnp.float32(maps)[None], jnp.float32(bounds)[None])
-    mirrored = walk(jnp.float32(maps)[None, :, ::-1], jnp.float32(bounds)[None, :, ::-1])
+    straight = walk(jnp.float32(maps)[None], jnp.float32(boundaries)[None])
+    mirrored = walk(jnp.float32(maps)[None, :, ::-1], jnp.float32(boundaries)[None, :, ::-1])
     np.testing.assert_allclose(mirrored[:, :, ::-1], straight, atol=1e-6)

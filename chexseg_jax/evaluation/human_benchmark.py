@@ -96,8 +96,8 @@ def gap(pred: Counts, baseline: Counts, human: Counts, *, seed: int) -> Gap:
     replicates = np.stack([nan_mean(bootstrap_pooled(counts, seed=seed).T) for counts in sources])
     bounds = interval(_share(replicates), 0)
     share = float(_share(means[:, None])[0])
-    ours, lower, upper = means.tolist()
-    return Gap(ours, lower, upper, share, bounds.lower, bounds.upper)
+    named = dict(zip(("pred", "baseline", "human"), means.tolist(), strict=True))
+    return Gap(**named, share=share, lower=bounds.lower, upper=bounds.upper)
 
 
 def _share(means: Float[np.ndarray, "3 r"]) -> Float[np.ndarray, "r"]:
