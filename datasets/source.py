@@ -1,4 +1,4 @@
-"""Prepared data, read back one example at a time."""
+"""Random access to prepared data, one example at a time."""
 
 import io
 import json
@@ -17,43 +17,43 @@ from datasets.errors import DataError
 from datasets.tfds_builder import MANIFEST, Example
 
 BUILDERS: Final = {"chexpert": ChexpertWeak, "chexlocalize": Chexlocalize}
-"""The builder of each data set, by the name that people type."""
+"""The builder of each data set by its name on the command line."""
 
 
-class Source:
-    """The examples of one split, by index; can be pickled and read from threads."""
+class PreparedSource:
+    """The examples of one split by index; picklable, and safe to read from threads."""
 
     def __init__(self, folder: Path, split: str, fingerprint: str, image_ids: list[str]) -> None:
-        """Opens the records; `open_source` is how to get one."""
+        """Open the records; call `open_source` rather than this."""
         self.fingerprint, self.image_ids = fingerprint, image_ids
-        # Decoded here by Pillow: TFDS would use OpenCV where it is installed, and pixels would differ.
+        # Pillow decodes: TFDS would use OpenCV where it is installed, and pixels would differ.
         skip = {"image": tfds.decode.SkipDecoding()}
         self._folder = folder
         try:
             self._records = tfds.builder_from_directory(folder).as_data_source(split, decoders=skip)
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
-            raise self._damaged from error
+            raise self._corrupt from error
 
     @property
-    def _damaged(self) -> DataError:
+    def _corrupt(self) -> DataError:
         return DataError(
-            f"{self._folder}: its records are gone or cut short; remove that folder and prepare it again"
+            f"{self._folder}: its records are missing or truncated; remove it and prepare it again"
         )
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: SupportsIndex, /) -> Example:
-        """Returns one example."""
-        at = index.__index__()
-        if not 0 <= at < len(self):
-            raise IndexError(f"example {at} of {len(self)}")
+        """Read and decode one example."""
+        i = index.__index__()
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
         try:
-            record = self._records[at]
-            with Image.open(io.BytesIO(record["image"]), formats=["JPEG"]) as picture:
-                image = np.array(picture)[..., None]
+            record = self._records[i]
+            with Image.open(io.BytesIO(record["image"]), formats=["JPEG"]) as jpeg:
+                image = np.array(jpeg)[..., None]
         except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise self._damaged from error
+            raise self._corrupt from error
         example: dict[str, Any] = {
             "image_id": record["image_id"].decode(),
             "image": image,
@@ -72,15 +72,15 @@ class Source:
 
 
 def folder_of(data_dir: Path, name: str) -> Path:
-    """Returns where a data set lies, or would lie, once prepared."""
+    """Return the folder of a data set, prepared or not."""
     if name not in BUILDERS:
-        raise DataError(f"{name!r:.80}: no such data set; choose one of {', '.join(BUILDERS)}")
+        raise DataError(f"{name!r:.80}: unknown data set; choose one of {', '.join(BUILDERS)}")
     builder = BUILDERS[name]
     return data_dir / builder.name / str(builder.VERSION)
 
 
 def available(data_dir: Path) -> dict[str, list[str]]:
-    """Returns the prepared data sets and their splits."""
+    """List the prepared data sets and their splits."""
     return {
         name: list(json.loads((folder_of(data_dir, name) / MANIFEST).read_text()))
         for name in BUILDERS
@@ -88,11 +88,11 @@ def available(data_dir: Path) -> dict[str, list[str]]:
     }
 
 
-def open_source(data_dir: Path, name: str, split: str) -> Source:
-    """Returns one split of a data set, `chexpert` or `chexlocalize`.
+def open_source(data_dir: Path, name: str, split: str) -> PreparedSource:
+    """Open one split of a data set, `chexpert` or `chexlocalize`.
 
     Raises:
-        DataError: it has not been prepared, or has no such split.
+        DataError: the data set has not been prepared, or has no such split.
     """
     folder = folder_of(data_dir, name)
     if not (folder / MANIFEST).is_file():
@@ -107,4 +107,6 @@ def open_source(data_dir: Path, name: str, split: str) -> Source:
             f"download, remove {folder}, and run "
             f"`python -m datasets {name} --raw DIR --data-dir {data_dir}`"
         )
-    return Source(folder, split, manifest[split]["fingerprint"], manifest[split]["image_ids"])
+    return PreparedSource(
+        folder, split, manifest[split]["fingerprint"], manifest[split]["image_ids"]
+    )

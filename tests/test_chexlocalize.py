@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from chexseg_jax.masks import MaskError, encode_rle, unpack
 from chexseg_jax.pathologies import PATHOLOGIES
-from datasets.chexlocalize.annotations import drawn_bits, rasterise
+from datasets.chexlocalize.annotations import presence_bits, rasterise
 from datasets.errors import DataError
 from datasets.prepare import prepare
 from datasets.source import available, open_source
@@ -187,9 +187,9 @@ FAULTS = {
         [VAL, FIRST, "Edema", "counts"],
     ),
     "nothing drawn": (lambda root: add(root, VAL, FIRST, {}), [VAL, FIRST, "no masks"]),
-    "no object": (lambda root: add(root, VAL, FIRST, [1]), [VAL, FIRST, "not an object"]),
-    "no JSON": (lambda root: (root / VAL).write_text("{"), [VAL, "no JSON", "restore"]),
-    "a list": (lambda root: write_json(root / VAL, []), [VAL, "not an object by image id"]),
+    "no object": (lambda root: add(root, VAL, FIRST, [1]), [VAL, FIRST, "must be an object"]),
+    "no JSON": (lambda root: (root / VAL).write_text("{"), [VAL, "not JSON", "restore"]),
+    "a list": (lambda root: write_json(root / VAL, []), [VAL, "must be an object of images by id"]),
     "id twice": (
         lambda root: edit(root / VAL, IDS["valid"][1], FIRST),
         [VAL, FIRST, "twice", "delete one"],
@@ -224,9 +224,9 @@ def test_a_fault_is_named_and_leaves_nothing_behind(tmp_path, raw, fault):
 
 def test_what_is_drawn_is_known_without_the_pixels():
     drawing = {"Edema": encode_rle(HEART), "Lung Lesion": encode_rle(EMPTY)}
-    assert drawn_bits(drawing) == 1 << PATHOLOGIES.index("Edema")
+    assert presence_bits(drawing) == 1 << PATHOLOGIES.index("Edema")
     polygons = {"img_size": [4, 4], "Edema": [[[0, 0], [1, 1]]], "Cardiomegaly": []}
-    assert drawn_bits(polygons) == 1 << PATHOLOGIES.index("Edema")
+    assert presence_bits(polygons) == 1 << PATHOLOGIES.index("Edema")
 
 
 JSON = st.recursive(

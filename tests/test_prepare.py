@@ -18,6 +18,7 @@ from chexpert_trees import (
     write_image,
 )
 
+from datasets import tfds_builder
 from datasets.__main__ import main
 from datasets.errors import DataError
 from datasets.prepare import _aside, prepare, prepare_phantoms
@@ -108,7 +109,7 @@ def test_records_that_are_harmed_while_they_are_read_are_named(tmp_path, raw, ha
     with path.open("r+b") as file:  # the file that is open, not another of its name
         file.write(harmed[harm])
         file.truncate(len(harmed[harm]))
-    with pytest.raises(DataError, match=rf"{path.parent}: its records are gone or cut short"):
+    with pytest.raises(DataError, match=rf"{path.parent}: its records are missing or truncated"):
         [source[i] for i in range(len(source))]
 
 

@@ -1,3 +1,3 @@
-"""CheXlocalize: chest X-rays of CheXpert on which radiologists drew ten pathologies."""
+"""CheXlocalize: chest X-rays of CheXpert with radiologists' masks of ten pathologies."""
 
 from datasets.chexlocalize.builder import Chexlocalize as Chexlocalize

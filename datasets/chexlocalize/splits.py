@@ -1,15 +1,15 @@
-"""Which of the annotated validation images train the segmenter, and which choose it.
+"""Split the annotated validation images into training and validation of the segmenter.
 
-The paper divides the 187 annotated images into 147 and 40 and keeps scarce pathologies out of the 40
+The paper divides the 187 annotated images into 147 and 40 and keeps rare pathologies out of the 40
 (§3.1), but its lists were not released. Ours follow its rule and are reproducible:
 
-1. Of n annotated images, round(n * 40 / 187) are wanted for validation.
-2. A pathology is scarce if it is drawn on fewer than a tenth of the images.
-3. A patient with a scarce pathology in any image trains.
-4. The other patients, in the order of the SHA-256 of their ids, validate until enough images do. A
-   patient with more images than are still wanted is passed over. All others train.
+1. Of n annotated images, round(n * 40 / 187) are the target for validation.
+2. A pathology is rare if it is annotated on fewer than a tenth of the images.
+3. A patient with a rare pathology on any image is for training.
+4. The other patients, in the order of the SHA-256 of their ids, are for validation until the target is
+   reached; a patient who would exceed it is skipped. All others are for training.
 
-No patient does both. If too few qualify, fewer images validate.
+No patient is in both. If too few patients qualify, validation has fewer images.
 """
 
 import hashlib
@@ -22,33 +22,33 @@ import numpy as np
 from chexseg_jax.pathologies import PATHOLOGIES
 
 VALIDATION_SHARE: Final = 40 / 187
-SCARCE_SHARE: Final = 0.1
+RARE_SHARE: Final = 0.1
 
 
-def wanted_for_validation(annotated: int) -> int:
-    """Returns how many of so many annotated images are to validate."""
+def validation_target(annotated: int) -> int:
+    """Compute the number of validation images for a number of annotated images."""
     return math.floor(VALIDATION_SHARE * annotated + 0.5)
 
 
-def choose_validation(patients: Mapping[str, str], drawn: Mapping[str, int]) -> set[str]:
-    """Returns the ids of the images that validate.
+def choose_validation(patients: Mapping[str, str], presence: Mapping[str, int]) -> set[str]:
+    """Choose the ids of the validation images.
 
     Args:
-        patients: the patient of each annotated image, by the image's id.
-        drawn: the pathologies drawn on each, as the bits of a number, by the image's id.
+        patients: the patient of each annotated image by image id.
+        presence: the annotated pathologies of each as bits, by image id.
     """
     images_of: dict[str, list[str]] = {}
     for image_id, patient in patients.items():
         images_of.setdefault(patient, []).append(image_id)
-    bits = np.array([drawn[image_id] for image_id in patients], np.int64)
+    bits = np.array([presence[image_id] for image_id in patients], np.int64)
     counts = [int((bits >> k & 1).sum()) for k in range(len(PATHOLOGIES))]
-    scarce = sum(1 << k for k, n in enumerate(counts) if n < SCARCE_SHARE * len(patients))
-    wanted = wanted_for_validation(len(patients))
+    rare = sum(1 << k for k, n in enumerate(counts) if n < RARE_SHARE * len(patients))
+    target = validation_target(len(patients))
     chosen: set[str] = set()
     for patient in sorted(images_of, key=lambda name: hashlib.sha256(name.encode()).digest()):
         images = images_of[patient]
-        if any(drawn[image_id] & scarce for image_id in images):
+        if any(presence[image_id] & rare for image_id in images):
             continue
-        if len(chosen) + len(images) <= wanted:
+        if len(chosen) + len(images) <= target:
             chosen.update(images)
     return chosen

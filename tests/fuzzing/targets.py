@@ -15,7 +15,7 @@ from chexseg_jax.radiographs.dicom import read_dicom
 from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError
 from chexseg_jax.radiographs.radiograph import read_gray_jpeg as read_radiograph
 from chexseg_jax.weights.convert import inner_of, plain, read_state
-from datasets.chexlocalize.annotations import drawn_bits, rasterise, read_annotations
+from datasets.chexlocalize.annotations import presence_bits, rasterise, read_annotations
 from datasets.chexpert.csv_table import Row, read_rows
 from datasets.chexpert.images import ListedImage, read_gray_jpeg
 from datasets.errors import DataError
@@ -66,7 +66,7 @@ def drawings(path: Path) -> None:
     for drawing in read_annotations(path).values():
         error: MaskError | None = None
         try:
-            drawn_bits(drawing)
+            presence_bits(drawing)
         except MaskError as refusal:
             error = refusal
         bits = rasterise(drawing)
