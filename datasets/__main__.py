@@ -1,11 +1,11 @@
-"""Prepares data: python -m datasets {chexpert,chexlocalize,phantom} --data-dir data.
+"""Prepare data: python -m datasets {chexpert,chexlocalize,phantom} --data-dir data.
 
     python -m datasets chexpert --raw ~/CheXpert-v1.0-small --data-dir data --workers 16
     python -m datasets chexlocalize --raw ~/CheXlocalize --data-dir data
     python -m datasets phantom --data-dir phantoms
 
-Images, tables and masks are checked on the way; the first fault is reported with its file, row and
-column and what to do about it, and nothing half-written is left behind.
+Images, tables and masks are validated; the first error is reported with its file, row, column and
+remedy, and no partial output remains.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from datasets.source import available, open_source
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one preparation and returns the exit status."""
+    """Run one preparation and return the exit status."""
     options = _parser().parse_args(arguments)
     started = time.monotonic()
     try:
@@ -47,16 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _count(text: str) -> int:
-    """Returns a whole number that is not negative."""
+    """Parse a non-negative integer."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m datasets", description=__doc__, formatter_class=plain
+        "python -m datasets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     chexpert = names.add_parser(
@@ -69,38 +70,39 @@ def _parser() -> argparse.ArgumentParser:
         "chexlocalize",
         help="validation and test images with experts' masks",
         description="Reads CheXlocalize's gt_segmentations_{val,test}.json (or gt_annotations) and, "
-        "if there, hb_segmentations_test.json, with the images in CheXpert/{val,test} beside them.",
+        "if present, hb_segmentations_test.json, with the images in CheXpert/{val,test} beside them.",
     )
     chexlocalize.add_argument(
         "--resize-masks",
         action="store_true",
-        help="fit masks to images of another size, such as CheXpert-v1.0-small's, which are refused "
+        help="resize masks to images of another size, such as CheXpert-v1.0-small's, which is an error "
         "otherwise; scores at native size are then not comparable",
     )
     phantom = names.add_parser(
         "phantom",
-        help="synthetic chests, and both data sets from them",
-        description="Draws chests into DATA_DIR/raw-phantom, in CheXpert's layout, and prepares both "
-        "data sets from them. Done already with the same options, it does nothing.",
+        help="synthetic chest X-rays, and both data sets from them",
+        description="Writes synthetic chest X-rays to DATA_DIR/raw-phantom in CheXpert's layout and "
+        "prepares both data sets from them. Does nothing if that was done with the same options.",
     )
     for command in (chexpert, chexlocalize):
         command.add_argument(
             "--raw", type=Path, required=True, help="the folder of the download, or its parent"
         )
-    for option, default, what in (
-        ("--seed", 17, "of everything drawn"),
+    for option, default, help_text in (
+        ("--seed", 17, "random seed"),
         ("--train", 600, "images with weak labels"),
         ("--valid", 234, "images with an expert's masks"),
-        ("--test", 200, "the same, for the end"),
-        ("--short-side", 256, "of the images, in pixels"),
+        ("--test", 200, "test images, masks by two readers"),
+        ("--short-side", 256, "short side of the images in pixels"),
     ):
-        phantom.add_argument(option, type=_count, default=default, help=f"{what} ({default})")
+        phantom.add_argument(option, type=_count, default=default, help=f"{help_text} ({default})")
     for command in (chexpert, chexlocalize, phantom):
+        command.add_argument("--data-dir", type=Path, required=True, help="folder of prepared data")
         command.add_argument(
-            "--data-dir", type=Path, required=True, help="where prepared data goes"
-        )
-        command.add_argument(
-            "--workers", type=_count, default=0, help="processes; 0, the default, is this one"
+            "--workers",
+            type=_count,
+            default=0,
+            help="number of processes; 0, the default, is this one",
         )
     return parser
 

@@ -1,5 +1,5 @@
-"""What went wrong with somebody's files."""
+"""The error of all data preparation."""
 
 
 class DataError(ValueError):
-    """Input that cannot be prepared, or data that is not there: where, what, and what to do."""
+    """Invalid input or missing data; the message says where, what, and the remedy."""

@@ -1,9 +1,8 @@
-"""The base of both builders: shards written side by side by processes.
+"""The base of both builders: processes write shards in parallel.
 
-TFDS's generator-based builders are not used: beyond 1 GB their writer needs TensorFlow, and with the
-order kept it sorts the whole data set in memory. A shard-based builder keeps the order and streams, and
-as its shards are independent, each process here reads, checks, encodes and writes whole shards: nothing
-is left that is serial, and one image at a time is held.
+TFDS's generator-based builders need TensorFlow beyond 1 GB, and keep the order by sorting the whole
+data set in memory. A shard-based builder preserves the order and streams. Its shards are independent, so
+each process reads, validates, encodes and writes whole shards, with one image in memory at a time.
 """
 
 import hashlib
@@ -30,29 +29,29 @@ from datasets.errors import DataError
 Example = dict[str, Any]
 
 SHARD_BYTES: Final = 64 * 2**20
-"""Images go into a shard until their files add up to this: quick to write, and not too many files."""
+"""The total size of the image files in a shard: quick to write, without too many shards."""
 
 MANIFEST: Final = "manifest.json"
-"""Beside the records: for each split its fingerprint and the ids of its images, in order."""
+"""A file beside the records: each split's fingerprint and its image ids in order."""
 
 
 class Item(Protocol):
-    """What becomes an example; it knows roughly how many bytes that will be."""
+    """The source of one example, of known approximate size."""
 
     @property
     def size(self) -> int:
-        """The bytes of the image's file."""
+        """The size of the image file in bytes."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The items of one shard, and how one becomes an example; called, it gives them by image id."""
+    """The items of one shard and the function that makes an example of each."""
 
     items: Sequence[Any]
     make_example: Callable[[Any], Example]
 
     def __call__(self) -> Iterator[tuple[str, Example]]:
-        """Gives the examples, made one by one."""
+        """Yield image ids and examples lazily."""
         for item in self.items:
             example = self.make_example(item)
             yield example["image_id"], example
@@ -60,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Shard:
-    """What was written: the images' ids and digests, and the bytes on disk."""
+    """A written shard: its image ids, their digests, and its size in bytes."""
 
     image_ids: list[str]
     digests: list[bytes]
@@ -68,28 +67,28 @@ class Shard:
 
 
 class ShardedBuilder(tfds.core.ShardBasedBuilder):
-    """A builder that is told its items and how to encode one; it writes them in parallel."""
+    """A builder that writes its subclass's items in parallel."""
 
     VERSION: tfds.core.Version
 
     def __init__(self, *, workers: int = 0, progress: bool = True, **options: Any) -> None:
-        """Takes TFDS's own options too; `workers` processes write, 0 being this one."""
+        """Take TFDS's options too; `workers` is the number of processes, 0 for this one."""
         self.workers, self.progress = workers, progress
         super().__init__(**options)
 
     @abstractmethod
     def find_items(self, raw: Path) -> Mapping[str, Sequence[Item]]:
-        """Returns for each split its items, in order."""
+        """Find each split's items, in order."""
 
     @staticmethod
     @abstractmethod
     def make_features() -> tfds.features.FeaturesDict:
-        """Returns the features of an example."""
+        """Describe the features of an example."""
 
     @staticmethod
     @abstractmethod
     def make_example(item: Any) -> Example:
-        """Returns the example of one item, checked."""
+        """Read and validate one item."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -100,23 +99,22 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder):
         )
 
     def _log_download_bytes(self) -> None:
-        """Says nothing: nothing is downloaded, and the folder TFDS would name is a passing one."""
+        """Log nothing: nothing is downloaded, and TFDS would name a temporary folder."""
 
     _log_download_done = _log_download_bytes
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Part]]:
-        found = self.find_items(Path(dl_manager.manual_dir))
         return {
             split: [Part(items, self.make_example) for items in cut(items)]
-            for split, items in found.items()
+            for split, items in self.find_items(Path(dl_manager.manual_dir)).items()
         }
 
     def _download_and_prepare(
         self, dl_manager: tfds.download.DownloadManager, download_config: Any = None
     ) -> None:
-        """Writes all shards, and the manifest; TFDS itself would write one after the other."""
+        """Write all shards in parallel, which TFDS does not, and the manifest."""
         infos, manifest = [], {}
         for split, parts in self._shard_iterators_per_split(dl_manager).items():
             template = self._get_filename_template(split_name=split)
@@ -147,13 +145,13 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder):
 
 
 def cut(items: Sequence[Item]) -> list[Sequence[Item]]:
-    """Returns items in as many runs as it takes to keep each within the size of a shard."""
-    starts, held = [0], 0
+    """Cut items into consecutive runs of at most `SHARD_BYTES`, or of one larger item."""
+    starts, total = [0], 0
     for i, item in enumerate(items):
-        if held and held + item.size > SHARD_BYTES:
+        if total and total + item.size > SHARD_BYTES:
             starts.append(i)
-            held = 0
-        held += item.size
+            total = 0
+        total += item.size
     return [items[a:b] for a, b in zip(starts, [*starts[1:], len(items)], strict=True)]
 
 
@@ -164,12 +162,12 @@ def _write(
     workers: int,
     bar: tqdm,
 ) -> Iterator[Shard]:
-    """Gives the shards in order, so that of several faults the first is the one reported."""
+    """Write shards and yield them in order, so that the first of several errors is raised."""
     if workers == 0:
         for path, part in zip(paths, parts, strict=True):
             yield write_shard(path, part, features, bar.update)
         return
-    # Not forked: the caller may run threads, JAX's among them.
+    # Spawn, not fork: the caller may run threads, such as JAX's.
     pool = ProcessPoolExecutor(min(workers, len(parts)), mp_context=get_context("spawn"))
     try:
         for shard in pool.map(write_shard, paths, parts, repeat(features)):
@@ -177,7 +175,7 @@ def _write(
             yield shard
     except BrokenProcessPool:
         raise DataError(
-            "a worker process was killed, perhaps for want of memory; use fewer --workers"
+            "a worker process was killed, perhaps for lack of memory; use fewer --workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -189,7 +187,7 @@ def write_shard(
     features: tfds.features.FeaturesDict,
     advance: Callable[[], Any] = lambda: None,
 ) -> Shard:
-    """Reads, checks, encodes and writes one shard."""
+    """Read, validate, encode and write one shard."""
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     image_ids: list[str] = []
     digests: list[bytes] = []
@@ -197,9 +195,9 @@ def write_shard(
     def records() -> Iterator[tuple[str, bytes]]:
         for image_id, example in part():
             image_ids.append(image_id)
-            digests.append(_digest(_pieces(example)))
+            digests.append(_digest(_canonical_bytes(example)))
             encoded = serializer.get_tf_example(features.encode_example(example))
-            # TFDS's own call leaves the order of fields to chance, and equal data would differ.
+            # TFDS's own call is not deterministic: equal examples could differ in the order of fields.
             yield image_id, encoded.SerializeToString(deterministic=True)
             advance()
 
@@ -208,12 +206,12 @@ def write_shard(
     return Shard(image_ids, digests, Path(path).stat().st_size)
 
 
-def _pieces(value: Any) -> Iterator[bytes]:
-    """Gives what makes an example, by name, whatever order its dictionary has."""
+def _canonical_bytes(value: Any) -> Iterator[bytes]:
+    """Yield an example's content sorted by name, independent of the order of its fields."""
     if isinstance(value, Mapping):
         for name in sorted(value):
             yield name.encode()
-            yield from _pieces(value[name])
+            yield from _canonical_bytes(value[name])
     elif isinstance(value, np.ndarray):
         yield repr((value.dtype.str, value.shape)).encode()
         yield value.tobytes()
@@ -222,7 +220,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
 
 
 def _digest(pieces: Iterable[bytes]) -> bytes:
-    """Returns the SHA-256 of byte strings, each with its length, so that no two lists agree."""
+    """Hash byte strings with SHA-256, each prefixed by its length to be unambiguous."""
     total = hashlib.sha256()
     for piece in pieces:
         total.update(len(piece).to_bytes(8, "little"))

@@ -1,3 +1,3 @@
-"""CheXpert: chest X-rays with fourteen observations that a labeller found in their reports."""
+"""CheXpert: chest X-rays with fourteen observations labelled automatically from their reports."""
 
 from datasets.chexpert.builder import ChexpertWeak as ChexpertWeak

@@ -1,7 +1,7 @@
 """CheXpert's images and image-level labels as a TFDS data set.
 
-TFDS ships a builder named `chexpert`, which renumbers the labels, loses their names, decodes grey as
-three channels and takes truncated files; ours is registered as `chexpert_weak`, for its labels are weak.
+TFDS ships a builder named `chexpert` that renumbers the labels, drops their names, decodes grey as three
+channels and accepts truncated files; this one is registered as `chexpert_weak`, as its labels are weak.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class ChexpertWeak(ShardedBuilder):
     """
 
     def find_items(self, raw: Path) -> Mapping[str, Sequence[ListedImage]]:
-        """Returns the images of every split that is there."""
+        """Find the images of every split present."""
         tables = find_tables(raw)
         rows = {split: read_rows(table.csv, split) for split, table in tables.items()}
         check_patients([(tables[split], rows[split]) for split in tables])
@@ -44,17 +44,17 @@ class ChexpertWeak(ShardedBuilder):
 
     @staticmethod
     def make_features() -> tfds.features.FeaturesDict:
-        """Returns the features of an image and its labels."""
+        """Describe an image and its labels."""
         return tfds.features.FeaturesDict(image_features())
 
     @staticmethod
     def make_example(item: ListedImage) -> Example:
-        """Returns one image and its labels."""
+        """Read one image and its labels."""
         return image_example(item, read_gray_jpeg(item))
 
 
 def image_features() -> dict[str, Any]:
-    """Returns the features that every image has in both data sets."""
+    """Describe the features that both data sets share."""
     return {
         "image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg"),
         "image_id": tfds.features.Text(),
@@ -68,11 +68,11 @@ def image_features() -> dict[str, Any]:
     }
 
 
-def image_example(film: ListedImage, picture: GrayJpeg) -> Example:
-    """Returns what both data sets say of an image."""
-    row = film.row
+def image_example(listed: ListedImage, jpeg: GrayJpeg) -> Example:
+    """Build the part of an example that both data sets share."""
+    row = listed.row
     return {
-        "image": picture.jpeg,
+        "image": jpeg.data,
         "image_id": row.image_id,
         "patient": row.patient,
         "study": row.study,

@@ -1,4 +1,4 @@
-"""CheXpert's CSV files, row by row, checked."""
+"""Read and validate CheXpert's CSV files."""
 
 import csv
 import re
@@ -11,7 +11,7 @@ from chexseg_jax.pathologies import BLANK, NEGATIVE, OBSERVATIONS, POSITIVE, UNC
 from datasets.errors import DataError
 
 DEMOGRAPHICS: Final = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
-"""The columns that CheXlocalize's tables leave out."""
+"""Columns that CheXlocalize's tables lack."""
 
 VIEWS: Final = ("frontal", "lateral")
 SEXES: Final = ("Unknown", "Female", "Male")
@@ -19,7 +19,7 @@ PROJECTIONS: Final = ("unknown", "AP", "PA", "LL", "RL")
 UNKNOWN_AGE: Final = -1
 
 SPLIT_FOLDERS: Final = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
-"""The split that each folder name means; CheXlocalize says `val` where its paths say `valid`."""
+"""The split of each folder name; CheXlocalize names folders `val` and paths `valid`."""
 
 _LABELS: Final = {
     "": BLANK,
@@ -39,7 +39,7 @@ _PARTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a table says of one image."""
+    """One image's row in a table."""
 
     line: int
     patient: str
@@ -52,21 +52,21 @@ class Row:
 
     @property
     def image_id(self) -> str:
-        """The path below the split's folder without its suffix, joined by underscores."""
+        """The path below the split's folder, without suffix, joined by underscores."""
         return "_".join((self.patient, self.study, self.view_file.rpartition(".")[0]))
 
     @property
     def view(self) -> str:
-        """`frontal` or `lateral`, as the file's name says."""
+        """`frontal` or `lateral`, from the file name."""
         return self.view_file.rpartition(".")[0].rpartition("_")[2]
 
 
 def read_rows(table: Path, split: str) -> list[Row]:
-    """Returns the rows of a CSV file, in its order.
+    """Read the rows of a CSV file in order.
 
     Raises:
-        DataError: an unknown or missing column, a label that is none, a path that is no image's of this
-            split, or an image listed twice.
+        DataError: an unknown or missing column, an invalid label, a path that does not name an image of
+            this split, or an image listed twice.
     """
     rows: list[Row] = []
     lines: dict[str, int] = {}
@@ -85,7 +85,7 @@ def read_rows(table: Path, split: str) -> list[Row]:
 
 
 def _read_cells(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Gives the number of each row, the header being 1, and its cells by canonical column."""
+    """Yield each row's number (the header is 1) and its cells by canonical column."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -108,7 +108,7 @@ def _read_cells(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _columns(table: Path, header: list[str]) -> list[str]:
-    """Returns the canonical names of the columns, checked to be CheXpert's."""
+    """Validate a header and return its columns' canonical names."""
     names = [canonical(name.strip()) for name in header]
     for name, written in zip(names, header, strict=True):
         if name not in ("Path", *DEMOGRAPHICS, *OBSERVATIONS):
@@ -130,11 +130,11 @@ def _columns(table: Path, header: list[str]) -> list[str]:
 
 
 def _parse(table: Path, line: int, cells: dict[str, str], split: str) -> Row:
-    """Returns one row, checked."""
+    """Parse and validate one row."""
 
     def refuse(column: str, remedy: str) -> DataError:
-        found = cells[column]
-        return DataError(f"{table}, row {line}, column {column}: {found!r:.120} {remedy}")
+        value = cells[column]
+        return DataError(f"{table}, row {line}, column {column}: {value!r:.120} {remedy}")
 
     patient, study, view_file = _parse_path(cells["Path"], split, refuse)
     labels = []
@@ -162,7 +162,7 @@ def _parse(table: Path, line: int, cells: dict[str, str], split: str) -> Row:
 def _parse_path(
     path: str, split: str, refuse: Callable[[str, str], DataError]
 ) -> tuple[str, str, str]:
-    """Returns the patient, study and view file that a path names, whatever its root is called."""
+    """Split a path, under any root, into patient, study and view file."""
     if path.startswith(("/", "\\")) or "\0" in path or ".." in re.split(r"[/\\]", path):
         raise refuse("Path", "leaves the root; write it relative to the download, without ..")
     parts = path.split("/")

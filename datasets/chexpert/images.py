@@ -1,4 +1,4 @@
-"""Every image that a table lists, found on disk; and its pixels, checked."""
+"""Find the images that a table lists, and validate their files."""
 
 import io
 import os
@@ -17,12 +17,12 @@ from datasets.chexpert.layout import Table
 from datasets.errors import DataError
 
 QUALITY: Final = 95
-"""JPEG quality of the images that were not grey and had to be encoded anew."""
+"""JPEG quality of images that are not grey and must be re-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedImage:
-    """An image on disk, its row, the table of the row, and the folder that it must not leave."""
+    """An image on disk, its row and table, and the root folder that must contain it."""
 
     row: Row
     table: str
@@ -31,7 +31,7 @@ class ListedImage:
     size: int
 
     def refuse(self, what: str) -> DataError:
-        """Returns an error that names this image and its row."""
+        """Build an error that names this image and its row."""
         return DataError(f"{self.path} ({self.table}, row {self.row.line}, column Path): {what}")
 
 
@@ -39,7 +39,7 @@ class ListedImage:
 class GrayJpeg:
     """A grey JPEG and its size in pixels."""
 
-    jpeg: bytes
+    data: bytes
     height: int
     width: int
 
@@ -47,38 +47,38 @@ class GrayJpeg:
 def find_listed_images(
     table: Table, rows: Sequence[Row], root: Path, *, progress: bool = True
 ) -> list[ListedImage]:
-    """Returns the images of a table's rows, all below `root`, in order.
+    """Find the images of a table's rows, in order.
 
     Raises:
-        DataError: an image is missing, or is not a file.
+        DataError: an image is missing or is not a regular file.
     """
     real_root, csv = os.path.realpath(root), os.fspath(table.csv)
-    homes = {
+    patient_parents = {
         entry.name: folder
         for folder in reversed(table.folders)
         for entry in os.scandir(folder)
         if entry.name.startswith("patient")
     }
-    films = []
+    images = []
     bar = tqdm(rows, f"{table.split}: finding", unit="image", delay=1, disable=not progress)
     for row in bar:
-        home = homes.get(row.patient, table.folders[0])
-        path = home / row.patient / row.study / row.view_file
+        parent = patient_parents.get(row.patient, table.folders[0])
+        path = parent / row.patient / row.study / row.view_file
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             raise ListedImage(row, csv, os.fspath(path), real_root, 0).refuse(
                 f"the image is missing ({error.strerror}); unpack it again, or delete the row"
             ) from None
-        film = ListedImage(row, csv, os.fspath(path), real_root, found.st_size)
-        if not stat.S_ISREG(found.st_mode):
-            raise film.refuse("is not a file; unpack the image again, or delete the row")
-        films.append(film)
-    return films
+        image = ListedImage(row, csv, os.fspath(path), real_root, status.st_size)
+        if not stat.S_ISREG(status.st_mode):
+            raise image.refuse("is not a file; unpack the image again, or delete the row")
+        images.append(image)
+    return images
 
 
 def check_patients(tables: Iterable[tuple[Table, Sequence[Row]]]) -> None:
-    """Raises DataError if a patient is in two splits, for a test on a training patient is none."""
+    """Raise DataError if a patient is in two splits, which would leak training data into tests."""
     seen: dict[str, tuple[Table, Row]] = {}
     for table, rows in tables:
         for row in rows:
@@ -91,35 +91,35 @@ def check_patients(tables: Iterable[tuple[Table, Sequence[Row]]]) -> None:
                 )
 
 
-def read_gray_jpeg(film: ListedImage) -> GrayJpeg:
-    """Returns an image as a grey JPEG: the file's own bytes if it is one.
+def read_gray_jpeg(listed: ListedImage) -> GrayJpeg:
+    """Read an image as a grey JPEG; a grey file's bytes are returned unchanged.
 
     Raises:
-        DataError: it lies outside the root, is no JPEG, or is damaged.
+        DataError: the image lies outside the root, is not a JPEG, or is truncated.
     """
-    real = os.path.realpath(film.path)
-    if os.path.commonpath([real, film.root]) != film.root:
-        raise film.refuse(
-            f"the image is really {real}, which leaves the root {film.root}; put the file itself "
+    real = os.path.realpath(listed.path)
+    if os.path.commonpath([real, listed.root]) != listed.root:
+        raise listed.refuse(
+            f"the image links to {real}, which leaves the root {listed.root}; put the file itself "
             "there, or give --raw a folder that holds both"
         )
     try:
-        jpeg = Path(real).read_bytes()
+        data = Path(real).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 image.load()
                 if image.mode != "L":
                     encoded = io.BytesIO()
                     image.convert("L").save(encoded, "JPEG", quality=QUALITY)
-                    jpeg = encoded.getvalue()
-                return GrayJpeg(jpeg, image.height, image.width)
+                    data = encoded.getvalue()
+                return GrayJpeg(data, image.height, image.width)
     except (
         OSError,
         SyntaxError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
-    ) as e:
-        raise film.refuse(
-            f"the image is truncated or no JPEG ({e}); fetch it again, or delete the row"
+    ) as error:
+        raise listed.refuse(
+            f"the image is truncated or no JPEG ({error}); fetch it again, or delete the row"
         ) from None

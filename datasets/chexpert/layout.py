@@ -1,7 +1,7 @@
-"""Where the tables and the images lie, in each layout that CheXpert is handed out in.
+"""Find tables and images in each layout in which CheXpert is distributed.
 
-Four layouts are read: CheXpert-v1.0-small, CheXpert-v1.0, the folders that the full-size download
-comes in (`CheXpert-v1.0 batch 2 (train 1)`, ...), and CheXlocalize's `CheXpert/{val,test}`.
+There are four: CheXpert-v1.0-small, CheXpert-v1.0, the folders of the full-size download
+(`CheXpert-v1.0 batch 2 (train 1)`, ...), and CheXlocalize's `CheXpert/{val,test}`.
 """
 
 import os
@@ -28,7 +28,7 @@ _FULL: Final = "CheXpert-v1.0"
 
 @dataclass(frozen=True)
 class Table:
-    """One split of one copy of the data: its CSV file, and the folders of its patients' folders."""
+    """One split of one copy of the data: its CSV file, and the folders that hold its patients."""
 
     split: str
     csv: Path
@@ -36,34 +36,34 @@ class Table:
 
 
 def holds_table(raw: Path) -> bool:
-    """Returns whether any split's table lies in or below a folder."""
+    """Check whether a folder, or a folder searched below it, holds a split's table."""
     names = [name for tables in _TABLES.values() for name in tables]
     return any((folder / name).is_file() for folder in search_folders(raw) for name in names)
 
 
 def search_folders(raw: Path) -> list[Path]:
-    """Returns the folders below `raw`, itself first, that may hold tables, images or masks."""
-    found = [raw]
+    """List the folders that may hold tables, images or masks: `raw` first, then those below."""
+    folders = [raw]
     for level in (raw, *_chexpert_folders(raw)):
-        found += [folder for folder in _chexpert_folders(level) if folder not in found]
-    return found
+        folders += [folder for folder in _chexpert_folders(level) if folder not in folders]
+    return folders
 
 
 def _chexpert_folders(folder: Path) -> list[Path]:
-    """Returns the folders in a folder that are named like a part of CheXpert or CheXlocalize."""
+    """List the subfolders named like a part of CheXpert or CheXlocalize."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir())
     return [folder / name for name in names if re.match(r"(?i)chex|batch ", name)]
 
 
 def find_tables(raw: Path, *, masks_first: bool = False) -> dict[str, Table]:
-    """Returns the tables of the splits that are there, at least one.
+    """Find the tables of the splits present, at least one.
 
-    A split that lies there twice is taken from CheXpert rather than from CheXlocalize, unless
-    `masks_first`: CheXlocalize's masks have the size of CheXlocalize's images.
+    CheXpert's copy of a split takes precedence over CheXlocalize's unless `masks_first`: CheXlocalize's
+    masks have the size of CheXlocalize's images.
 
     Raises:
-        DataError: there is no table, or CheXpert lies there both small and at full size.
+        DataError: there is no table, or CheXpert is present both small and at full size.
     """
     copies: dict[str, list[Table]] = {split: [] for split in SPLITS}
     for folder in search_folders(raw):
@@ -76,11 +76,11 @@ def find_tables(raw: Path, *, masks_first: bool = False) -> dict[str, Table]:
             f"{raw}: neither train.csv, valid.csv, test.csv nor val_labels.csv is there or in "
             f"{_FULL}, {_SMALL} or CheXpert below it; give --raw the folder of the download"
         )
-    return {split: _choose(found, masks_first) for split, found in copies.items() if found}
+    return {split: _choose(tables, masks_first) for split, tables in copies.items() if tables}
 
 
 def _table_in(folder: Path, split: str) -> Table | None:
-    """Returns a split whose CSV file lies in a folder, with the folders of its images."""
+    """Find a split's table in a folder, with the folders of its images."""
     for name in _TABLES[split]:
         if (folder / name).is_file():
             return Table(split, folder / name, _image_folders(folder, folder / name, split))
@@ -88,7 +88,7 @@ def _table_in(folder: Path, split: str) -> Table | None:
 
 
 def _image_folders(folder: Path, table: Path, split: str) -> tuple[Path, ...]:
-    """Returns the folders in which the patients of a split lie."""
+    """Find the folders that hold the patients of a split."""
     batches = [
         near
         for near in (_chexpert_folders(folder.parent) if _BATCH.fullmatch(folder.name) else [])
@@ -96,22 +96,22 @@ def _image_folders(folder: Path, table: Path, split: str) -> tuple[Path, ...]:
     ]
     candidates = [folder / name for name in _FOLDERS[split]]
     candidates += [batch / split for batch in batches] + batches
-    found = tuple(path for path in candidates if path.is_dir() and path != folder)
-    if not found:
+    folders = tuple(path for path in candidates if path.is_dir() and path != folder)
+    if not folders:
         raise DataError(
             f"{table}: its images are not beside it; unpack the folder {_FOLDERS[split][0]!r} "
             f"into {folder}"
         )
-    return found
+    return folders
 
 
 def _choose(copies: Sequence[Table], masks_first: bool) -> Table:
-    """Returns the copy of a split to read."""
-    ours = [table for table in copies if table.csv.name.endswith("_labels.csv")]
-    others = [table for table in copies if table not in ours]
-    if len(others) > 1 and not (ours and masks_first):
+    """Choose the copy of a split to read."""
+    chexlocalize = [table for table in copies if table.csv.name.endswith("_labels.csv")]
+    chexpert = [table for table in copies if table not in chexlocalize]
+    if len(chexpert) > 1 and not (chexlocalize and masks_first):
         raise DataError(
-            f"{others[0].csv} and {others[1].csv}: the split {others[0].split} is there twice; "
+            f"{chexpert[0].csv} and {chexpert[1].csv}: the split {chexpert[0].split} is there twice; "
             "give --raw one of the two folders"
         )
-    return (ours + others if masks_first else others + ours)[0]
+    return (chexlocalize + chexpert if masks_first else chexpert + chexlocalize)[0]

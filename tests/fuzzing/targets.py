@@ -59,7 +59,7 @@ def film(path: Path) -> None:
     row = Row(2, "patient1", "study1", path.name, "Male", 50, "AP", (0,) * 14)
     film = ListedImage(row, "train.csv", str(path), str(path.parent.resolve()), path.stat().st_size)
     found = read_gray_jpeg(film)
-    sane(found.jpeg[:2] == b"\xff\xd8" and found.height > 0 < found.width, "no JPEG")
+    sane(found.data[:2] == b"\xff\xd8" and found.height > 0 < found.width, "no JPEG")
 
 
 def drawings(path: Path) -> None:
