@@ -1,10 +1,10 @@
-"""Masks of many kinds, at random."""
+"""Random masks of many kinds."""
 
 import numpy as np
 
 
 def random_mask(rng, index):
-    """A mask of any shape, a row or a column too: empty, full, noisy, or of blobs."""
+    """Return a mask of any shape, also a row or a column: empty, full, noise, or blobs."""
     height, width = (int(n) for n in rng.integers(1, 80, 2))
     height, width = (1 if index % 11 == 0 else height), (1 if index % 13 == 0 else width)
     match index % 5:

@@ -224,10 +224,11 @@ def test_bootstrap_means_are_those_of_the_images_drawn():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def counts(shared: list[int], drawn: list[int], truths: list[int]) -> Counts:
+def counts(intersection: list[int], predicted: list[int], targets: list[int]) -> Counts:
     """Counts of one pathology drawn nowhere but in the first column."""
     columns = [
-        np.pad(np.array(some)[:, None], ((0, 0), (0, 9))) for some in (shared, drawn, truths)
+        np.pad(np.array(some)[:, None], ((0, 0), (0, 9)))
+        for some in (intersection, predicted, targets)
     ]
     return Counts(columns[0][:, None], columns[1][:, None], columns[2])
 

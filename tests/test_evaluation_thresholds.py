@@ -8,9 +8,9 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.evaluation import gated
 
 
-def counts(shared, drawn, truths) -> Counts:
+def counts(intersection, predicted, targets) -> Counts:
     """Counts of images, one pathology, from plain lists."""
-    columns = [np.array(some)[:, None] for some in (shared, drawn, truths)]
+    columns = [np.array(some)[:, None] for some in (intersection, predicted, targets)]
     return Counts(columns[0][:, None], columns[1][:, None], columns[2])
 
 
@@ -34,21 +34,21 @@ def test_no_gate_where_all_masks_help_or_nothing_is_drawn():
 @pytest.mark.parametrize("seed", range(20))
 def test_one_pass_is_every_cutoff_tried(seed):
     generator = np.random.default_rng(seed)
-    truths = generator.integers(0, 3, (12, 3)) * generator.integers(0, 2, (12, 3))
-    drawn = generator.integers(0, 4, (12, 3))
-    shared = generator.integers(0, np.minimum(truths, drawn) + 1)
+    targets = generator.integers(0, 3, (12, 3)) * generator.integers(0, 2, (12, 3))
+    predicted = generator.integers(0, 4, (12, 3))
+    intersection = generator.integers(0, np.minimum(targets, predicted) + 1)
     probabilities = generator.integers(0, 6, (12, 3)) / 5  # with ties
-    found = best_gates(Counts(shared[:, None], drawn[:, None], truths), probabilities)
+    found = best_gates(Counts(intersection[:, None], predicted[:, None], targets), probabilities)
 
     def mean(cutoffs):
         kept = probabilities >= cutoffs
-        some = Counts((shared * kept)[:, None], (drawn * kept)[:, None], truths)
+        some = Counts((intersection * kept)[:, None], (predicted * kept)[:, None], targets)
         return nan_mean(some.iou()[:, 0])
 
     tried = np.stack([mean(np.full(3, cutoff)) for cutoff in np.arange(6) / 5])
-    known = truths.any(0)
-    np.testing.assert_allclose(found.ious[known], np.nanmax(tried, 0)[known])
-    np.testing.assert_allclose(mean(found.cutoffs)[known], found.ious[known])
+    is_present = targets.any(0)
+    np.testing.assert_allclose(found.ious[is_present], np.nanmax(tried, 0)[is_present])
+    np.testing.assert_allclose(mean(found.cutoffs)[is_present], found.ious[is_present])
 
 
 def test_a_gated_method_is_empty_where_the_gate_is_shut():

@@ -69,17 +69,17 @@ def test_best_threshold_by_hand_and_none_without_a_truth():
     ],
 )
 def test_per_image_iou(truth, drawn, only, expected):
-    truths, masks = (np.array(v, bool).reshape(2, 2, 1) for v in (truth, drawn))
-    found = iou_per_image(truths, masks, true_pos_only=only)
+    targets, masks = (np.array(v, bool).reshape(2, 2, 1) for v in (truth, drawn))
+    found = iou_per_image(targets, masks, true_pos_only=only)
     np.testing.assert_equal(found, [expected])
 
 
 def test_hits():
     maps = np.zeros((2, 3, 3), np.float32)
     maps[1, 2] = 1
-    truths = np.zeros((2, 3, 3), bool)
-    truths[1, 2, 0] = truths[0, 0, 1] = True
-    np.testing.assert_equal(hits(maps, truths), [1, 0, np.nan])
+    targets = np.zeros((2, 3, 3), bool)
+    targets[1, 2, 0] = targets[0, 0, 1] = True
+    np.testing.assert_equal(hits(maps, targets), [1, 0, np.nan])
 
 
 def test_auroc_by_hand():
@@ -111,8 +111,8 @@ def test_bootstrap_draws_as_cheXlocalize_does():
     for _ in range(1000):
         drawn = values[generator.choice(3, 3)]
         with np.errstate(invalid="ignore"):
-            known = ~np.isnan(drawn)
-            means.append(np.where(known, drawn, 0).sum(0) / np.maximum(known.sum(0), 1))
+            valid = ~np.isnan(drawn)
+            means.append(np.where(valid, drawn, 0).sum(0) / np.maximum(valid.sum(0), 1))
     first = np.sort(np.array(means)[:, 0])
     found = per_image_intervals(values)[0]
     assert found.lower == pytest.approx(first[24])
@@ -123,12 +123,12 @@ def test_bootstrap_draws_as_cheXlocalize_does():
 
 def test_pooled_intervals_hold_the_pooled_value():
     generator = np.random.default_rng(0)
-    truths = generator.random((12, 6, 6, 2)) < 0.4
+    targets = generator.random((12, 6, 6, 2)) < 0.4
     masks = generator.random((12, 6, 6, 2)) < 0.5
-    counts = stack([overlap(m, t) for m, t in zip(masks, truths, strict=True)])
+    counts = stack([overlap(m, t) for m, t in zip(masks, targets, strict=True)])
     rows, mean = pooled_intervals(counts)
     for k, row in enumerate(rows):
-        pooled = (masks & truths)[..., k].sum() / (masks | truths)[..., k].sum()
+        pooled = (masks & targets)[..., k].sum() / (masks | targets)[..., k].sum()
         assert row.mean == pytest.approx(pooled)
         assert row.lower < row.mean < row.upper
         assert row.n == 12
@@ -136,10 +136,10 @@ def test_pooled_intervals_hold_the_pooled_value():
 
 
 def test_what_is_drawn_nowhere_has_no_part_in_the_mean():
-    truths, masks = np.zeros((4, 2, 2, 2), bool), np.ones((4, 2, 2, 2), bool)
-    truths[:, 0, :, 0] = True
+    targets, masks = np.zeros((4, 2, 2, 2), bool), np.ones((4, 2, 2, 2), bool)
+    targets[:, 0, :, 0] = True
     rows, mean = pooled_intervals(
-        stack([overlap(m, t) for m, t in zip(masks, truths, strict=True)])
+        stack([overlap(m, t) for m, t in zip(masks, targets, strict=True)])
     )
     assert (rows[0].mean, rows[0].n, rows[1].n) == (0.5, 4, 0)
     assert np.isnan(rows[1].mean) and np.isnan(rows[1].lower)

@@ -42,13 +42,11 @@ class Counts:
 
     def pooled(self) -> "Counts":
         """Sum over images."""
-        return Counts(self.intersection.sum(0), self.predicted_area.sum(0), self.target_area.sum(0))
+        return Counts(*(pixels.sum(0) for pixels in vars(self).values()))
 
     def __getitem__(self, images: Int[np.ndarray, "m"]) -> "Counts":
         """Select images."""
-        return Counts(
-            self.intersection[images], self.predicted_area[images], self.target_area[images]
-        )
+        return Counts(*(pixels[images] for pixels in vars(self).values()))
 
     def iou(self) -> Float[np.ndarray, "*n t k"]:
         """Return intersection over union; NaN where the union is empty."""
@@ -57,9 +55,7 @@ class Counts:
 
 def stack(counts: Sequence[Counts]) -> Counts:
     """Stack the counts of single images along a first axis."""
-    return Counts(
-        *(np.stack(arrays) for arrays in zip(*(vars(c).values() for c in counts), strict=True))
-    )
+    return Counts(*map(np.stack, zip(*(vars(c).values() for c in counts), strict=True)))
 
 
 def count(bins: UInt8[np.ndarray, "h w k"], masks: Shaped[np.ndarray, "h w k"]) -> Counts:

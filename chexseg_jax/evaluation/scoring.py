@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
@@ -26,9 +26,6 @@ from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.atomic_write import atomic_write
 from chexseg_jax.training.data import Source
-
-COUNT_FIELDS: Final = tuple(field.name for field in fields(Counts))
-"""Names of arrays in files."""
 
 
 @dataclass
@@ -101,7 +98,7 @@ def record_of(score: ImageScores) -> dict[str, np.ndarray]:
         for only, row in rows.items()
     }
     for name, counts in score.counts.items():
-        arrays |= {f"counts-{name}-{field}": values for field, values in vars(counts).items()}
+        arrays |= {f"counts-{name}-{field}": pixels for field, pixels in vars(counts).items()}
     return {name: np.asarray(value) for name, value in {**arrays, "rles": rles}.items()}
 
 
@@ -111,14 +108,15 @@ def score_of(record: Mapping[str, np.ndarray]) -> ImageScores:
     return ImageScores(
         str(record["image_id"]),
         bool(record["annotated"]),
-        {
-            name: Counts(*(record[f"counts-{name}-{field}"] for field in COUNT_FIELDS))
-            for name in names
-        },
+        {name: _counts_from_arrays(record, f"counts-{name}") for name in names},
         {name: {only: record[f"ious-{name}-{only}"] for only in (True, False)} for name in names},
         record["hit"],
         np.zeros((0, 0), np.uint16),
     )
+
+
+def _counts_from_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Counts:
+    return Counts(*(arrays[f"{prefix}-{field.name}"] for field in fields(Counts)))
 
 
 def summarize(scores: Sequence[ImageScores]) -> dict[str, Any]:
@@ -187,7 +185,7 @@ def write_counts(path: Path, scores: Sequence[ImageScores]) -> None:
     for name in dict.fromkeys(name for score in scores for name in score.counts):
         images = [i for i, score in enumerate(scores) if name in score.counts]
         counts = stack([scores[i].counts[name] for i in images])
-        arrays |= {f"{name}-{field}": values for field, values in vars(counts).items()}
+        arrays |= {f"{name}-{field}": pixels for field, pixels in vars(counts).items()}
         arrays[f"{name}-images"] = np.array(images)
     with atomic_write(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -197,13 +195,7 @@ def read_counts(path: Path) -> dict[str, tuple[Int[np.ndarray, "n"], Counts]]:
     """Read every method's counts, and the indices of their images in the test set."""
     with np.load(path, allow_pickle=False) as file:
         names = [name.removesuffix("-images") for name in file.files if name.endswith("-images")]
-        return {
-            name: (
-                file[f"{name}-images"],
-                Counts(*(file[f"{name}-{field}"] for field in COUNT_FIELDS)),
-            )
-            for name in names
-        }
+        return {name: (file[f"{name}-images"], _counts_from_arrays(file, name)) for name in names}
 
 
 def pseudo_mask_ious(
