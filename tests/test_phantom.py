@@ -11,11 +11,11 @@ from chexseg_jax.masks import decode_rle, fill_polygons
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES, canonical
 from datasets.phantom import write, write_phantoms
 from datasets.phantom.anatomy import frontal_chest, sample_build
-from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, draw
+from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, annotate
 from datasets.phantom.drawing import clip, ribbon, sample_canvas, smooth
 from datasets.phantom.findings import Finding
 from datasets.phantom.labels import CSV_OBSERVATIONS, reported_labels, sample_findings, true_labels
-from datasets.phantom.study import film_ids, make_film
+from datasets.phantom.study import image_ids, make_phantom
 
 SIZES = {"train": 12, "valid": 16, "test": 90}
 
@@ -87,7 +87,7 @@ def test_every_file_is_listed_and_no_other(root: Path):
 
 def test_no_patient_is_in_two_splits():
     patients = {
-        split: {film.patient for film in film_ids(0, split, count)}
+        split: {film.patient for film in image_ids(0, split, count)}
         for split, count in {"train": 3000, "valid": 800, "test": 900}.items()
     }
     assert not patients["train"] & patients["valid"]
@@ -96,7 +96,7 @@ def test_no_patient_is_in_two_splits():
 
 
 def test_some_patients_have_several_views_and_studies():
-    films = film_ids(0, "train", 500)
+    films = image_ids(0, "train", 500)
     assert {film.view for film in films} == {1, 2}
     assert {film.study for film in films} >= {1, 2}
     assert 0.05 < np.mean([film.lateral for film in films]) < 0.18
@@ -158,8 +158,8 @@ def test_a_second_reader_beats_the_mean_mask():
     """On fifty films of each pathology: looking at the film must pay."""
     size = 64
     drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in PATHOLOGIES}
-    for film_id in film_ids(5, "test", 220):
-        film = make_film(5, film_id, size)
+    for film_id in image_ids(5, "test", 220):
+        film = make_phantom(5, film_id, size)
         box = np.zeros((2, 80, 80), bool)
         height, width = film.pixels.shape
         for name in film.expert:
@@ -197,16 +197,16 @@ def test_films_do_not_depend_on_workers_or_on_their_number(tmp_path: Path):
 
 
 def test_another_seed_is_another_film():
-    one, two = (make_film(seed, film_ids(0, "valid", 1)[0], 64).pixels for seed in (0, 1))
+    one, two = (make_phantom(seed, image_ids(0, "valid", 1)[0], 64).pixels for seed in (0, 1))
     assert one.shape != two.shape or (one != two).any()
 
 
 def test_two_frontals_of_a_study_show_the_same():
-    films = film_ids(0, "train", 400)
+    films = image_ids(0, "train", 400)
     pairs = [(a, b) for a, b in pairwise(films) if b.view == 2 and not b.lateral]
     assert len(pairs) > 5
     for pair in pairs:
-        one, two = (make_film(0, film_id, 64) for film_id in pair)
+        one, two = (make_phantom(0, film_id, 64) for film_id in pair)
         assert one.labels == two.labels
         assert {k: len(v) for k, v in one.truth.items()} == {
             k: len(v) for k, v in two.truth.items()
@@ -276,7 +276,7 @@ def test_readers_differ_and_the_truth_does_not_move():
     finding, canvas = Finding("Edema", (square,)), sample_canvas(rng, 128)
 
     def mask(reader):
-        contours = draw(rng, reader, [finding], canvas)
+        contours = annotate(rng, reader, [finding], canvas)
         return fill_polygons(contours.get("Edema", ()), canvas.height, canvas.width)
 
     truth = mask(TRUTH)

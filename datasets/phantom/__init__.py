@@ -1,3 +1,3 @@
-"""Synthetic chests, in CheXpert's and CheXlocalize's own layout, so that all of it runs anywhere."""
+"""Synthetic chest X-rays in the layout of CheXpert and CheXlocalize, for runs without the real data."""
 
 from datasets.phantom.write import write_phantoms as write_phantoms

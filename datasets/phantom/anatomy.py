@@ -1,7 +1,7 @@
-"""The healthy chest: outlines of lungs, heart and mediastinum, frontal and lateral.
+"""Outlines of lungs, heart, mediastinum and body, on frontal and lateral views.
 
-Coordinates are those of the viewer: x to the right, y down, the unit half the film's short side, the
-origin in the middle of the thorax. The patient's right is on the viewer's left.
+Chest coordinates: x to the viewer's right, y down, origin in the middle of the thorax, unit half the
+image's short side. The patient's right is on the viewer's left.
 """
 
 from dataclasses import dataclass
@@ -14,36 +14,36 @@ from datasets.phantom.drawing import Points, ribbon, smooth
 
 @dataclass(frozen=True)
 class Lung:
-    """One lung as a chart: u runs from the mediastinum to the chest wall, v from apex to diaphragm."""
+    """One lung with coordinates u, from mediastinum to chest wall, and v, from apex to diaphragm."""
 
     apex: tuple[float, float]
     hilum: float
     wall: float
     dome: float
     angle: float
-    """How far the costophrenic angle lies below the dome."""
+    """Depth of the costophrenic angle below the dome."""
 
     def at(self, u: float | Float[np.ndarray, " n"], v: float | Float[np.ndarray, " n"]) -> Points:
-        """Returns the points of the film at chart coordinates."""
+        """Map lung coordinates to chest coordinates."""
         u, v = np.broadcast_arrays(np.asarray(u, float), np.asarray(v, float))
         u, v = np.atleast_1d(u), np.atleast_1d(v)
-        rounded = np.sqrt(np.clip(1 - (1 - np.clip(v, 0, 1)) ** 2.3, 0, 1))
-        quick = np.sqrt(np.clip(1 - (1 - np.clip(2.2 * v, 0, 1)) ** 2.3, 0, 1))
-        outer = self.apex[0] + (self.wall - self.apex[0]) * rounded
-        inner = self.apex[0] + (self.hilum - self.apex[0]) * quick
+        outer_profile = np.sqrt(np.clip(1 - (1 - np.clip(v, 0, 1)) ** 2.3, 0, 1))
+        inner_profile = np.sqrt(np.clip(1 - (1 - np.clip(2.2 * v, 0, 1)) ** 2.3, 0, 1))
+        outer = self.apex[0] + (self.wall - self.apex[0]) * outer_profile
+        inner = self.apex[0] + (self.hilum - self.apex[0]) * inner_profile
         sag = np.where(u > 0.4, (np.abs(u - 0.4) / 0.6) ** 2.2, 0.25 * ((0.4 - u) / 0.4) ** 2)
         floor = self.dome + self.angle * sag
         return np.stack([inner + (outer - inner) * u, self.apex[1] + v * (floor - self.apex[1])], 1)
 
     def outline(self) -> Points:
-        """Returns the whole lung."""
+        """Compute the closed outline of the lung."""
         v, u = np.linspace(0, 1, 30) ** 1.5, np.linspace(1, 0, 24)
         return np.concatenate([self.at(1.0, v), self.at(u, 1.0), self.at(0.0, v[::-1])])
 
 
 @dataclass(frozen=True)
 class Chest:
-    """The outlines that findings are placed in."""
+    """Outlines of one chest on one view."""
 
     lateral: bool
     frontal_ap: bool
@@ -54,29 +54,29 @@ class Chest:
     body: Points
     arms: tuple[Points, ...]
     trachea: Points
-    """The centre line, from the neck to the carina."""
+    """Centre line from the neck to the carina."""
     stomach: tuple[float, float]
 
     def any_lung(self, rng: np.random.Generator) -> Lung:
-        """Returns one of the lungs."""
+        """Choose a lung at random."""
         return self.lungs[int(rng.integers(len(self.lungs)))]
 
 
 @dataclass(frozen=True)
 class Build:
-    """What a patient brings to every film."""
+    """Proportions of a patient, the same on every image."""
 
     female: bool
     girth: float
     length: float
     ratio: float
-    """Cardiothoracic ratio of the healthy heart."""
+    """Cardiothoracic ratio without cardiomegaly."""
     tilt: float
     knob: float
 
 
 def sample_build(rng: np.random.Generator, female: bool) -> Build:
-    """Returns a patient's constitution."""
+    """Sample a patient's proportions."""
     return Build(
         female=female,
         girth=rng.uniform(0.70, 0.82),
@@ -96,15 +96,15 @@ def frontal_chest(
     widened: float,
     raised: tuple[float, float],
 ) -> Chest:
-    """Returns a frontal chest.
+    """Sample a frontal chest.
 
     Args:
-        rng: the film's own variation, such as the depth of the breath.
+        rng: for variation between images, such as depth of inspiration.
         build: the patient.
-        ap: taken from the front, which enlarges the heart.
-        enlarged: what cardiomegaly adds to the cardiothoracic ratio.
-        widened: what an enlarged mediastinum adds to its half width.
-        raised: how far collapse lifts the left and the right diaphragm of the image.
+        ap: anteroposterior projection, which magnifies the heart.
+        enlarged: increase of the cardiothoracic ratio.
+        widened: increase of the mediastinum's half width.
+        raised: elevation of the image's left and right diaphragm.
     """
     wall = build.girth
     breath = build.length + rng.uniform(-0.05, 0.05) - 0.05 * ap
@@ -215,14 +215,14 @@ def lateral_chest(
     widened: float,
     raised: tuple[float, float],
 ) -> Chest:
-    """Returns a lateral chest.
+    """Sample a lateral chest facing the viewer's left, its two lungs superimposed as one.
 
     Args:
-        rng: the film's own variation.
+        rng: for variation between images.
         build: the patient.
-        enlarged: what cardiomegaly adds to the cardiothoracic ratio.
-        widened: what an enlarged mediastinum adds to its half width.
-        raised: how far collapse lifts each diaphragm.
+        enlarged: increase of the cardiothoracic ratio.
+        widened: increase of the mediastinum's half width.
+        raised: elevation of each diaphragm.
     """
     front, back = -0.60 - 0.3 * (build.girth - 0.78), 0.55 + 0.3 * (build.girth - 0.78)
     lung = Lung(

@@ -1,4 +1,4 @@
-"""Readers: polygons drawn around findings, never twice the same."""
+"""Annotators: polygons around findings, with variation between readers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ Contours = dict[str, list[list[list[float]]]]
 
 @dataclass(frozen=True)
 class Reader:
-    """How steady a hand is and how often a finding escapes it."""
+    """A reader's precision and sensitivity."""
 
     tremor: float
-    """Displacement of outlines, relative to the root of a finding's area."""
+    """Displacement of outlines relative to the square root of the area."""
     misses: float
-    """The share of findings not drawn."""
+    """Fraction of findings not annotated."""
 
 
 TRUTH = Reader(tremor=0.0, misses=0.0)
@@ -28,12 +28,12 @@ EXPERT = Reader(tremor=0.03, misses=0.0)
 SECOND = Reader(tremor=0.055, misses=0.05)
 
 
-def draw(
-    rng: np.random.Generator, reader: Reader, drawn: Sequence[Finding], canvas: Canvas
+def annotate(
+    rng: np.random.Generator, reader: Reader, findings: Sequence[Finding], canvas: Canvas
 ) -> Contours:
-    """Returns what a reader outlines: for each pathology seen, contours of [x, y] pixels."""
+    """Outline findings as a reader would: contours of [x, y] pixels by pathology."""
     own: dict[str, list[list[list[float]]]] = {}
-    for finding in drawn:
+    for finding in findings:
         if finding.observation not in PATHOLOGIES or not finding.regions:
             continue
         missed = rng.random() < reader.misses
@@ -41,20 +41,20 @@ def draw(
         if not missed:
             pixels = [clip(canvas.pixels(o), canvas.width, canvas.height) for o in outlines]
             own[finding.observation] = [np.round(p, 2).tolist() for p in pixels if len(p)]
-    seen: Contours = {}
+    annotations: Contours = {}
     for name in PATHOLOGIES:
-        # As in CheXlocalize, a cause's contours are appended to those of its consequence.
+        # As in CheXlocalize, a pathology includes the contours of those that imply it.
         contours = [c for part in (name, *CAUSES.get(name, ())) for c in own.get(part, [])]
         if contours:
-            seen[name] = contours
-    return seen
+            annotations[name] = contours
+    return annotations
 
 
 def _outline(rng: np.random.Generator, tremor: float, region: Points) -> Points:
-    """Returns a region's outline with fewer vertices, displaced by a few long waves."""
+    """Simplify an outline and displace it by random low-frequency waves."""
     steps = np.hypot(*np.diff(region, axis=0, append=region[:1]).T)
-    _, kept = np.unique(np.floor(np.cumsum(steps) / 0.035), return_index=True)
-    outline = region[kept] if len(kept) > 7 else region
+    _, vertices = np.unique(np.floor(np.cumsum(steps) / 0.035), return_index=True)
+    outline = region[vertices] if len(vertices) > 7 else region
     x, y = outline.T
     area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
     size = tremor * np.sqrt(area)

@@ -1,4 +1,4 @@
-"""Plane curves: smooth lines, ribbons and blobs, as arrays of [x, y] points."""
+"""Curves as arrays of [x, y] points, and the canvas that rasterises them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Points = Float[np.ndarray, "n 2"]
 
 
 def smooth(points: Sequence[Sequence[float]] | Points, *, closed: bool = False) -> Points:
-    """Returns the Catmull-Rom curve through some points, six samples from one to the next."""
+    """Interpolate points by a Catmull-Rom spline, six samples per segment."""
     knots = np.asarray(points, float)
     ends = (knots[-1:], knots[:2]) if closed else (knots[:1], knots[-1:])
     a, b, c, d = (np.concatenate([ends[0], knots, ends[1]])[k:][:, None] for k in range(4))
@@ -24,14 +24,14 @@ def smooth(points: Sequence[Sequence[float]] | Points, *, closed: bool = False) 
 
 
 def ribbon(line: Points, widths: float | Float[np.ndarray, " n"]) -> Points:
-    """Returns the outline of a line drawn with a pen of some width, constant or by point."""
+    """Outline a line of constant or pointwise width."""
     return ribbons(line[None], widths)[0]
 
 
 def ribbons(
     lines: Float[np.ndarray, "l n 2"], widths: float | Float[np.ndarray, "#l n"]
 ) -> Float[np.ndarray, "l m 2"]:
-    """Returns the outlines of many lines with the same number of points."""
+    """Outline several lines with the same number of points."""
     along = np.empty_like(lines)
     along[:, 1:-1] = lines[:, 2:] - lines[:, :-2]
     along[:, 0], along[:, -1] = lines[:, 1] - lines[:, 0], lines[:, -1] - lines[:, -2]
@@ -44,7 +44,7 @@ def ribbons(
 def blob(
     rng: np.random.Generator, centre: Sequence[float], radii: Sequence[float], roughness: float
 ) -> Points:
-    """Returns an irregular closed outline; `roughness` 0 is an ellipse."""
+    """Sample an irregular closed outline; `roughness` 0 gives an ellipse."""
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     waves = np.arange(2, 7)
     amplitudes = rng.normal(size=5) * roughness / waves
@@ -56,23 +56,19 @@ def blob(
 
 
 def clip(outline: Points, width: int, height: int) -> Points:
-    """Returns the part of an outline on a film whose pixel centres span [0, w - 1] x [0, h - 1].
-
-    Sutherland and Hodgman's method: one border after another; where an outline leaves and returns it
-    follows the border.
-    """
+    """Clip an outline to pixel centres [0, w - 1] x [0, h - 1] by the Sutherland-Hodgman algorithm."""
     for axis, sign, bound in ((0, 1, 0), (0, -1, 1 - width), (1, 1, 0), (1, -1, 1 - height)):
         inside = sign * outline[:, axis] - bound
         if (inside >= 0).all():
             continue
-        kept = []
+        clipped = []
         for k, (point, depth) in enumerate(zip(outline, inside, strict=True)):
             if (depth >= 0) != (inside[k - 1] >= 0):
-                share = depth / (depth - inside[k - 1])
-                kept.append(point + share * (outline[k - 1] - point))
+                t = depth / (depth - inside[k - 1])
+                clipped.append(point + t * (outline[k - 1] - point))
             if depth >= 0:
-                kept.append(point)
-        outline = np.array(kept).reshape(-1, 2)
+                clipped.append(point)
+        outline = np.array(clipped).reshape(-1, 2)
     return outline
 
 
@@ -81,7 +77,7 @@ Plane = Float[np.ndarray, "h w"]
 
 @dataclass(frozen=True)
 class Canvas:
-    """A film of some size, and where the chest lies on it."""
+    """An image size and the affine map from chest coordinates to pixels."""
 
     height: int
     width: int
@@ -90,11 +86,11 @@ class Canvas:
 
     @property
     def unit(self) -> float:
-        """The length in pixels of one chest unit."""
+        """One chest unit in pixels."""
         return float(np.sqrt(abs(np.linalg.det(self.matrix))))
 
     def pixels(self, points: Points) -> Points:
-        """Returns points of the chest as pixel coordinates."""
+        """Map chest coordinates to pixel coordinates."""
         return points @ self.matrix.T + self.offset[None]
 
     def _draw(self, outlines: Iterable[Points], levels: Iterable[int], scale: float) -> Image.Image:
@@ -102,7 +98,7 @@ class Canvas:
         image = Image.new("L", size)
         pen = ImageDraw.Draw(image)
         for outline, level in zip(outlines, levels, strict=True):
-            # Pixel centres sit at integers, on every scale.
+            # Pixel centres are integers at every scale.
             points = (self.pixels(outline) + 0.5) * scale - 0.5
             pen.polygon(points.ravel().tolist(), fill=level)
         return image
@@ -110,12 +106,12 @@ class Canvas:
     def fill(
         self, outlines: list[Points], blur: float = 0.0, levels: list[int] | None = None
     ) -> Plane:
-        """Returns filled outlines, later ones over earlier ones, with edges as wide as `blur`.
+        """Fill outlines, later ones over earlier ones, with edges blurred by a Gaussian.
 
         Args:
             outlines: closed curves in chest coordinates.
-            blur: the standard deviation of the edge, in chest units.
-            levels: the brightness of each outline, up to 255, which is 1.
+            blur: the Gaussian's standard deviation in chest units.
+            levels: the brightness of each outline; 255 is 1.0.
         """
         sigma = blur * self.unit
         scale = 2.0 if sigma < 0.6 else 1.0 if sigma < 3 else 0.5 if sigma < 6 else 0.25
@@ -129,7 +125,7 @@ class Canvas:
         return np.asarray(image, np.float32) * np.float32(1 / 255)
 
     def texture(self, rng: np.random.Generator, wavelength: float) -> Plane:
-        """Returns smooth noise of unit variance whose grains are some chest units wide."""
+        """Sample smooth noise of about unit variance and the given wavelength in chest units."""
         step = max(1.0, wavelength * self.unit / 2)
         size = (int(self.height / step) + 3, int(self.width / step) + 3)
         grains = Image.fromarray(rng.standard_normal(size, np.float32))
@@ -138,7 +134,7 @@ class Canvas:
         return np.asarray(noise)
 
     def rows(self) -> Float[np.ndarray, "h w"]:
-        """Returns the chest's y coordinate at every pixel."""
+        """Compute the chest's y coordinate at every pixel."""
         inverse = np.linalg.inv(self.matrix)
         y, x = np.arange(self.height, dtype=np.float32), np.arange(self.width, dtype=np.float32)
         down = (y[:, None] - self.offset[1]) * inverse[1, 1]
@@ -146,7 +142,7 @@ class Canvas:
 
 
 def sample_canvas(rng: np.random.Generator, short_side: int) -> Canvas:
-    """Returns a film of random aspect with the chest turned, scaled and shifted a little."""
+    """Sample an aspect ratio, and a small rotation, scale and shift of the chest."""
     long_side = round(short_side * rng.choice([1.0, rng.uniform(1.05, 1.25)], p=[0.15, 0.85]))
     height, width = (short_side, long_side) if rng.random() < 0.7 else (long_side, short_side)
     angle = np.clip(rng.normal() * 2.0, -5, 5) * np.pi / 180

@@ -1,4 +1,4 @@
-"""What a finding is: regions that readers outline, and how they look on the film."""
+"""Findings: their severity, their shape and appearance, and their placement in one chest."""
 
 from dataclasses import dataclass
 
@@ -10,37 +10,37 @@ from datasets.phantom.drawing import Points, blob, ribbon, smooth
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: the region a reader outlines and how it looks."""
+    """The regions that readers outline, and their appearance."""
 
     observation: str
     regions: tuple[Points, ...] = ()
     density: float = 0.0
-    """What the region adds to the film's density."""
+    """Density added within the regions."""
     softness: float = 0.02
-    """How wide the region's edge is."""
+    """Width of the regions' edges."""
     grain: float = 0.0
-    """How uneven the region is, relative to its density."""
+    """Amplitude of the texture relative to the density."""
     strokes: tuple[tuple[Points, float], ...] = ()
-    """Fine outlines, and what each adds to the density."""
+    """Fine outlines, each with the density it adds."""
     bloodless: bool = False
-    """Whether no vessel runs through the region."""
+    """Whether the regions have no vessels."""
 
 
 @dataclass(frozen=True)
 class Severity:
-    """What an illness does to the shape of the chest, the same on every view of a study."""
+    """Changes of the chest's shape, the same on every view of a study."""
 
     enlarged: float
     widened: float
     collapsed: int
-    """The side of the atelectasis, as an index of `Chest.lungs`."""
+    """Side of the atelectasis, an index of `Chest.lungs`."""
     raised: tuple[float, float]
     aired: int
-    """The side of the pneumothorax."""
+    """Side of the pneumothorax."""
 
 
 def sample_severity(rng: np.random.Generator, findings: frozenset[str]) -> Severity:
-    """Returns how bad it is and on which side."""
+    """Sample the severity and side of a study's findings."""
     enlarged = rng.uniform(0.10, 0.25)
     widened = rng.uniform(0.07, 0.15)
     collapsed, aired = int(rng.integers(2)), int(rng.integers(2))
@@ -58,7 +58,7 @@ def sample_severity(rng: np.random.Generator, findings: frozenset[str]) -> Sever
 def sample_chest(
     rng: np.random.Generator, build: Build, severity: Severity, *, lateral: bool, ap: bool
 ) -> Chest:
-    """Returns the patient's chest, shaped by the illness."""
+    """Sample a patient's chest on one view, its shape changed by the findings."""
     enlarged, widened, raised = severity.enlarged, severity.widened, severity.raised
     if lateral:
         return lateral_chest(rng, build, enlarged=enlarged, widened=widened, raised=raised)
@@ -66,7 +66,7 @@ def sample_chest(
 
 
 def edema(rng: np.random.Generator, chest: Chest) -> Finding:
-    """Returns a bat's wing about both hila, with Kerley lines."""
+    """Sample bat-wing opacities around the hila, with Kerley lines."""
     extent = rng.uniform(0.6, 1.3)
     height = rng.uniform(0.42, 0.68)
     regions, strokes = [], []
@@ -89,12 +89,12 @@ def edema(rng: np.random.Generator, chest: Chest) -> Finding:
 
 
 def consolidation(rng: np.random.Generator, lung: Lung) -> Finding:
-    """Returns a dense lobe or part of one, with air in its bronchi."""
+    """Sample a dense lobe, or part of one, with air bronchograms."""
     centre = (rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.82))
     radii = (rng.uniform(0.24, 0.42), rng.uniform(0.11, 0.2))
-    chart = np.clip(blob(rng, centre, radii, 0.35), 0.03, 0.97)
+    uv = np.clip(blob(rng, centre, radii, 0.35), 0.03, 0.97)
     if rng.random() < 0.4:  # bounded by a fissure
-        chart[:, 1] = np.minimum(chart[:, 1], centre[1] + 0.3 * radii[1])
+        uv[:, 1] = np.minimum(uv[:, 1], centre[1] + 0.3 * radii[1])
     bronchi = []
     for fork in rng.uniform(-0.3, 1.1, 3):
         reach = np.linspace(-0.7, 0.7, 7)
@@ -103,12 +103,12 @@ def consolidation(rng: np.random.Generator, lung: Lung) -> Finding:
         pen = np.linspace(0.03, 0.01, 7)
         bronchi.append((ribbon(lung.at(u, np.clip(v, 0.05, 0.97)), pen), -0.13))
     density = rng.uniform(0.5, 0.72)
-    region = lung.at(chart[:, 0], chart[:, 1])
+    region = lung.at(uv[:, 0], uv[:, 1])
     return Finding("Consolidation", (region,), density, 0.025, 0.12, tuple(bronchi))
 
 
 def patches(rng: np.random.Generator, chest: Chest) -> Finding:
-    """Returns one to three soft, ragged opacities."""
+    """Sample one to three soft, irregular opacities."""
     regions = []
     for _ in range(int(rng.integers(1, 4))):
         centre = (rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.85))
@@ -118,12 +118,12 @@ def patches(rng: np.random.Generator, chest: Chest) -> Finding:
 
 
 def atelectasis(rng: np.random.Generator, lung: Lung) -> Finding:
-    """Returns plates above the diaphragm, or a collapsed lower lobe."""
+    """Sample plate atelectases above the diaphragm, or a collapsed lower lobe."""
     if rng.random() < 0.35:  # a collapsed lower lobe: a wedge behind the heart
         reach, top = rng.uniform(0.55, 0.9), rng.uniform(0.52, 0.7)
         knots = [(0.03, top), (0.45 * reach, top + 0.12), (reach, 1.0), (reach / 2, 1.0)]
-        chart = smooth([*knots, (0.03, 1.0)])
-        return Finding("Atelectasis", (lung.at(*chart.T),), rng.uniform(0.55, 0.75), 0.02, 0.1)
+        uv = smooth([*knots, (0.03, 1.0)])
+        return Finding("Atelectasis", (lung.at(*uv.T),), rng.uniform(0.55, 0.75), 0.02, 0.1)
     regions = []
     height = rng.uniform(0.84, 0.93)
     for _ in range(int(rng.integers(1, 4))):
@@ -136,12 +136,12 @@ def atelectasis(rng: np.random.Generator, lung: Lung) -> Finding:
 
 
 def lesions(rng: np.random.Generator, chest: Chest) -> Finding:
-    """Returns one to three nodules."""
+    """Sample one to three nodules."""
     regions = []
     for _ in range(int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
-        place = chest.any_lung(rng).at(rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.85))[0]
+        centre = chest.any_lung(rng).at(rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.85))[0]
         radius = rng.uniform(0.075, 0.13)
-        regions.append(blob(rng, place, (radius, radius * rng.uniform(0.85, 1.15)), 0.12))
+        regions.append(blob(rng, centre, (radius, radius * rng.uniform(0.85, 1.15)), 0.12))
     return Finding("Lung Lesion", tuple(regions), rng.uniform(0.48, 0.66), 0.010, 0.05)
 
 
@@ -152,12 +152,12 @@ def _patch(
     radii: tuple[float, float],
     roughness: float,
 ) -> Points:
-    chart = np.clip(blob(rng, centre, radii, roughness), 0.03, 0.97)
-    return lung.at(chart[:, 0], chart[:, 1])
+    uv = np.clip(blob(rng, centre, radii, roughness), 0.03, 0.97)
+    return lung.at(uv[:, 0], uv[:, 1])
 
 
 def pneumothorax(rng: np.random.Generator, lung: Lung) -> Finding:
-    """Returns air about the top and side of a lung, and the pleura's fine line."""
+    """Sample air around the apex and side of a lung, bounded by the pleural line."""
     rim, depth = rng.uniform(0.2, 0.5), rng.uniform(0.55, 1.0)
     cap = rng.uniform(0.10, 0.22) + 0.2 * (rim - 0.2)
     pleura = smooth(
@@ -180,7 +180,7 @@ def pneumothorax(rng: np.random.Generator, lung: Lung) -> Finding:
 
 
 def effusion(rng: np.random.Generator, chest: Chest) -> Finding:
-    """Returns fluid at the base of one lung or of both, its surface a meniscus."""
+    """Sample fluid at the base of one or both lungs, with a meniscus."""
     both = len(chest.lungs) == 2 and rng.random() < 0.45
     first = int(rng.integers(len(chest.lungs)))
     regions = []
@@ -196,7 +196,7 @@ def effusion(rng: np.random.Generator, chest: Chest) -> Finding:
 
 
 def thickening(rng: np.random.Generator, lung: Lung) -> Finding:
-    """Returns a band along the chest wall."""
+    """Sample pleural thickening along the chest wall."""
     v = np.linspace(rng.uniform(0.1, 0.4), rng.uniform(0.6, 0.95), 16)
     pen = rng.uniform(0.05, 0.09) * np.sin(np.linspace(0, np.pi, 16))
     band = ribbon(lung.at(0.99, v), pen)
@@ -206,18 +206,18 @@ def thickening(rng: np.random.Generator, lung: Lung) -> Finding:
 Strokes = list[tuple[Points, float]]
 
 PEN = 0.075
-"""How wide readers outline a thin device."""
+"""Width of readers' outlines of thin devices."""
 
 
 def sample_devices(
     rng: np.random.Generator, chest: Chest, *, drained: int | None
 ) -> tuple[list[Points], Strokes]:
-    """Returns the outlines readers would draw, and the devices themselves.
+    """Sample support devices: the regions that readers outline, and the devices as thin curves.
 
     Args:
-        rng: chooses one to four devices.
-        chest: what they lie in.
-        drained: the index of the lung that needs a drain.
+        rng: chooses the devices.
+        chest: the chest that contains them.
+        drained: the index of the lung with a chest tube.
     """
     regions: list[Points] = []
     strokes: Strokes = []
@@ -230,9 +230,9 @@ def sample_devices(
         chosen &= [True, True, True, True, False]
         if drained is None and not chosen.any():
             chosen[1] = True
-    for kind, wanted in zip(kinds, chosen, strict=True):
-        if wanted:
-            kind(rng, chest, regions, strokes)
+    for add, is_chosen in zip(kinds, chosen, strict=True):
+        if is_chosen:
+            add(rng, chest, regions, strokes)
     if drained is not None:
         _drain(rng, chest, drained, regions, strokes)
     return regions, strokes
@@ -330,34 +330,34 @@ def _drain(
 def place_findings(
     rng: np.random.Generator, chest: Chest, severity: Severity, findings: frozenset[str]
 ) -> list[Finding]:
-    """Returns every finding of a study as it lies in one chest."""
-    drawn: list[Finding] = []
+    """Place every finding of a study in one chest."""
+    placed: list[Finding] = []
     if "Cardiomegaly" in findings:
-        drawn.append(Finding("Cardiomegaly", (chest.heart,)))
+        placed.append(Finding("Cardiomegaly", (chest.heart,)))
     if "Enlarged Cardiomediastinum" in findings:
         silhouette = np.maximum(chest.mediastinum, [[-np.inf, -0.62]])
-        drawn.append(Finding("Enlarged Cardiomediastinum", (silhouette, chest.heart)))
+        placed.append(Finding("Enlarged Cardiomediastinum", (silhouette, chest.heart)))
     if "Edema" in findings:
-        drawn.append(edema(rng, chest))
+        placed.append(edema(rng, chest))
     if "Consolidation" in findings:
-        drawn.append(consolidation(rng, chest.any_lung(rng)))
+        placed.append(consolidation(rng, chest.any_lung(rng)))
     if findings & {"Airspace Opacity", "Pneumonia"}:
-        drawn.append(patches(rng, chest))
+        placed.append(patches(rng, chest))
     if "Atelectasis" in findings:
-        drawn.append(atelectasis(rng, chest.lungs[severity.collapsed % len(chest.lungs)]))
+        placed.append(atelectasis(rng, chest.lungs[severity.collapsed % len(chest.lungs)]))
     if "Pneumothorax" in findings:
-        drawn.append(pneumothorax(rng, chest.lungs[severity.aired % len(chest.lungs)]))
+        placed.append(pneumothorax(rng, chest.lungs[severity.aired % len(chest.lungs)]))
     if "Pleural Effusion" in findings:
-        drawn.append(effusion(rng, chest))
+        placed.append(effusion(rng, chest))
     if "Lung Lesion" in findings:
-        drawn.append(lesions(rng, chest))
+        placed.append(lesions(rng, chest))
     if "Pleural Other" in findings:
-        drawn.append(thickening(rng, chest.any_lung(rng)))
+        placed.append(thickening(rng, chest.any_lung(rng)))
     if "Fracture" in findings:
-        drawn.append(Finding("Fracture"))  # the bones are broken where they are drawn
+        placed.append(Finding("Fracture"))  # `render` displaces the rib
     if "Support Devices" in findings:
         drained = findings & {"Pneumothorax"} and rng.random() < 0.7
         side = severity.aired % len(chest.lungs) if drained else None
         regions, strokes = sample_devices(rng, chest, drained=side)
-        drawn.append(Finding("Support Devices", tuple(regions), strokes=tuple(strokes)))
-    return drawn
+        placed.append(Finding("Support Devices", tuple(regions), strokes=tuple(strokes)))
+    return placed

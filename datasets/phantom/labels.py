@@ -1,8 +1,8 @@
-"""Who is ill with what, and what the report says of it.
+"""Sample a study's findings and its image-level labels.
 
-A study's findings come from a Gaussian copula: latent factors (how sick, how much fluid, how much
-collapse) tie them together, and thresholds give each its rate. Train reports are read as CheXpert reads
-them, with blanks, uncertainty and mistakes; the others are true.
+A Gaussian copula gives the findings their rates and correlations: they share latent factors (illness,
+fluid, collapse, air), and a threshold sets each rate. Train labels imitate CheXpert's labeller, with
+blanks, uncertainty and errors; valid and test labels are true.
 """
 
 from statistics import NormalDist
@@ -28,16 +28,16 @@ CSV_OBSERVATIONS: Final = (
     "Fracture",
     "Support Devices",
 )
-"""CheXpert's columns, in its own order and spelling."""
+"""CheXpert's columns in its order and spelling."""
 
 CAUSES: Final = {
     "Enlarged Cardiomediastinum": ("Cardiomegaly",),
     "Airspace Opacity": ("Edema", "Consolidation", "Atelectasis", "Pneumonia"),
 }
-"""Findings that are also present whenever one of these is."""
+"""Observations implied by any of several others."""
 
-# Rates of the findings themselves, before their causes are added; the rare ones more frequent than in
-# CheXpert, so that two thousand images teach them. Train, then valid and test.
+# Rates before implied observations are added, in train and in valid and test. Rare findings are more
+# frequent than in CheXpert, so that they can be learned from two thousand images.
 _RATES: Final = {
     "Enlarged Cardiomediastinum": (0.12, 0.28),
     "Cardiomegaly": (0.18, 0.27),
@@ -54,7 +54,7 @@ _RATES: Final = {
     "Support Devices": (0.48, 0.43),
 }
 
-# Loadings on the latent factors: sick, fluid, collapse, air.
+# Loadings on the latent factors: illness, fluid, collapse, air.
 _LOADINGS: Final = {
     "Enlarged Cardiomediastinum": (0.45, 0.3, 0.0, 0.0),
     "Cardiomegaly": (0.35, 0.6, 0.0, 0.0),
@@ -71,7 +71,7 @@ _LOADINGS: Final = {
     "Support Devices": (0.7, 0.0, 0.0, 0.4),
 }
 
-# What share of the ill, and of the healthy, a train report leaves uncertain.
+# Fractions of positive and of negative train labels that are uncertain.
 _UNCERTAIN: Final = {
     "Enlarged Cardiomediastinum": (0.12, 0.03),
     "Cardiomegaly": (0.10, 0.02),
@@ -85,7 +85,7 @@ _UNCERTAIN: Final = {
     "Pleural Effusion": (0.07, 0.03),
 }
 
-# What share of the healthy a train report calls healthy; the others it leaves blank.
+# Fraction of negative train labels that are explicit; the others are blank.
 _DENIED: Final = {
     "Enlarged Cardiomediastinum": 0.10,
     "Cardiomegaly": 0.06,
@@ -97,24 +97,24 @@ _DENIED: Final = {
     "Support Devices": 0.04,
 }
 
-MISSED, IMAGINED, CAUSE_UNSAID = 0.03, 0.01, 0.15
+FALSE_NEGATIVES, FALSE_POSITIVES, UNMENTIONED_IMPLICATIONS = 0.03, 0.01, 0.15
 
 
 def sample_findings(rng: np.random.Generator, *, train: bool) -> frozenset[str]:
-    """Returns the findings of a study: observations, without the consequences of `CAUSES`."""
+    """Sample the findings of a study, without the observations that `CAUSES` implies."""
     factors = rng.standard_normal(4)
-    found = set()
+    findings = set()
     for name, rates in _RATES.items():
         loadings = np.asarray(_LOADINGS[name])
         own = np.sqrt(1 - loadings @ loadings)
         score = loadings @ factors + own * rng.standard_normal()
         if score < NormalDist().inv_cdf(rates[0 if train else 1]):
-            found.add(name)
-    return frozenset(found)
+            findings.add(name)
+    return frozenset(findings)
 
 
 def true_labels(findings: frozenset[str]) -> dict[str, float | None]:
-    """Returns what a perfect reader says of every observation: 1 or 0."""
+    """Label every observation without error: 1 or 0."""
     labels: dict[str, float | None] = dict.fromkeys(OBSERVATIONS, 0.0)
     for name in findings:
         labels[name] = 1.0
@@ -126,27 +126,27 @@ def true_labels(findings: frozenset[str]) -> dict[str, float | None]:
 
 
 def reported_labels(rng: np.random.Generator, findings: frozenset[str]) -> dict[str, float | None]:
-    """Returns what a report says of every observation: 1, 0, uncertain (-1) or nothing."""
+    """Sample the labels of a report: 1, 0, uncertain (-1) or blank (None)."""
     labels: dict[str, float | None] = {}
     for name, truth in true_labels(findings).items():
-        chance, mistake, silence = rng.random(3)
+        chance, error, omission = rng.random(3)
         if name == "No Finding":
             continue
-        ill = truth == 1
-        if ill and name in CAUSES and name not in findings and silence < CAUSE_UNSAID:
-            ill = False
-        if mistake < (MISSED if ill else IMAGINED):
-            ill = not ill
-        uncertain = _UNCERTAIN.get(name, (0.01, 0.005))[0 if ill else 1]
+        positive = truth == 1
+        implied = name in CAUSES and name not in findings
+        if positive and implied and omission < UNMENTIONED_IMPLICATIONS:
+            positive = False
+        if error < (FALSE_NEGATIVES if positive else FALSE_POSITIVES):
+            positive = not positive
+        uncertain = _UNCERTAIN.get(name, (0.01, 0.005))[0 if positive else 1]
         if chance < uncertain:
             labels[name] = -1.0
-        elif ill:
+        elif positive:
             labels[name] = 1.0
         else:
             labels[name] = 0.0 if chance > 1 - _DENIED.get(name, 0.01) else None
     others = [value for name, value in labels.items() if name != "Support Devices"]
-    clean = all(value != 1 and value != -1 for value in others) and not findings - {
-        "Support Devices"
-    }
-    labels["No Finding"] = 1.0 if clean and labels["Support Devices"] != 1 else None
+    normal = all(value != 1 and value != -1 for value in others)
+    normal &= findings <= {"Support Devices"} and labels["Support Devices"] != 1
+    labels["No Finding"] = 1.0 if normal else None
     return labels

@@ -1,4 +1,4 @@
-"""A chest as a radiograph: densities are summed along the beam, then put through a tone curve."""
+"""Render a chest as a radiograph: sum densities along the beam, then apply a tone curve."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,24 +10,24 @@ from datasets.phantom.findings import Finding
 
 
 def render(
-    rng: np.random.Generator, chest: Chest, drawn: list[Finding], canvas: Canvas
+    rng: np.random.Generator, chest: Chest, findings: list[Finding], canvas: Canvas
 ) -> UInt8[np.ndarray, "h w"]:
-    """Returns the film."""
-    fractured = any(finding.observation == "Fracture" for finding in drawn)
-    density, clear = _flesh(rng, chest, canvas)
+    """Render one image."""
+    fractured = any(finding.observation == "Fracture" for finding in findings)
+    density, clear = _soft_tissue(rng, chest, canvas)
     blood = clear * vessels(rng, chest, canvas)
-    for finding in drawn:
+    for finding in findings:
         if finding.bloodless:
             blood = blood * (1 - canvas.fill(list(finding.regions)))
     density += 0.42 * blood
     density += (0.35 + 0.65 * clear) * bones(rng, chest, canvas, fractured)
-    for finding in drawn:
+    for finding in findings:
         density += _paint(rng, finding, density, canvas)
     return _expose(rng, density, chest, canvas)
 
 
-def _flesh(rng: np.random.Generator, chest: Chest, canvas: Canvas) -> tuple[Plane, Plane]:
-    """Returns the soft tissue, and how much of it a vessel or a bone must shine through."""
+def _soft_tissue(rng: np.random.Generator, chest: Chest, canvas: Canvas) -> tuple[Plane, Plane]:
+    """Compute the density of soft tissue, and the visibility of vessels and bones through it."""
     floor = np.float32(np.mean([lung.dome for lung in chest.lungs]))
     body = canvas.fill([chest.body, *chest.arms], 0.02)
     deep = canvas.fill([chest.body], 0.25)
@@ -69,7 +69,7 @@ def _breasts(rng: np.random.Generator, chest: Chest) -> list[Points]:
 
 
 def _paint(rng: np.random.Generator, finding: Finding, density: Plane, canvas: Canvas) -> Plane:
-    """Returns what a finding adds; it replaces air, so that it swallows borders of like density."""
+    """Compute the density that a finding adds; it replaces air, which hides borders of like density."""
     layer = np.zeros_like(density)
     if finding.density and finding.regions:
         shape = canvas.fill(list(finding.regions), finding.softness)
@@ -78,9 +78,9 @@ def _paint(rng: np.random.Generator, finding: Finding, density: Plane, canvas: C
             shape = shape * (1 + finding.grain * np.clip(0.6 * grain, -1.5, 1.5))
         air = np.clip(1.05 - density, 0, 0.7) if finding.density > 0 else np.float32(0.7)
         layer += np.float32(finding.density) * shape * (0.2 + 1.15 * air)
-    for added in sorted({stroke[1] for stroke in finding.strokes}):
-        outlines = [outline for outline, own in finding.strokes if own == added]
-        layer += np.float32(added) * canvas.fill(outlines)
+    for level in sorted({stroke[1] for stroke in finding.strokes}):
+        outlines = [outline for outline, density in finding.strokes if density == level]
+        layer += np.float32(level) * canvas.fill(outlines)
     return layer
 
 
@@ -89,22 +89,22 @@ def _expose(
 ) -> UInt8[np.ndarray, "h w"]:
     gain = np.float32(rng.uniform(2.9, 4.4))
     centre = np.float32(rng.uniform(0.56, 0.76))
-    density -= 0.5 * np.maximum(density - 0.9, 0)  # the film's shoulder
+    density -= 0.5 * np.maximum(density - 0.9, 0)  # the shoulder of the tone curve
     density = density + np.float32(rng.uniform(0.008, 0.02)) * rng.standard_normal(
         density.shape, np.float32
     )
     light = 1 / (1 + np.exp(gain * (centre - density)))
     dark = 1 / (1 + np.exp(gain * centre))
     light = np.clip((light - dark) / (0.93 - dark), 0, 1)
-    film = Image.fromarray((255 * light).astype(np.uint8))
-    _mark(rng, film, chest, canvas)
-    return np.asarray(film)
+    image = Image.fromarray((255 * light).astype(np.uint8))
+    _mark_side(rng, image, chest, canvas)
+    return np.asarray(image)
 
 
-def _mark(rng: np.random.Generator, film: Image.Image, chest: Chest, canvas: Canvas) -> None:
+def _mark_side(rng: np.random.Generator, image: Image.Image, chest: Chest, canvas: Canvas) -> None:
     if rng.random() < 0.15:
         return
-    pen = ImageDraw.Draw(film)
+    pen = ImageDraw.Draw(image)
     side = 1 if rng.random() < 0.75 else -1
     size = max(8, int(0.10 * canvas.unit))
     margin = canvas.width / 2 - rng.uniform(0.05, 0.12) * canvas.width
@@ -119,13 +119,13 @@ RIBS = 10
 
 
 def bones(rng: np.random.Generator, chest: Chest, canvas: Canvas, fractured: bool) -> Plane:
-    """Returns what the bones add to the density; a fracture displaces the outer half of a rib."""
+    """Compute the density of the bones; a fracture displaces the outer part of a rib."""
     if chest.lateral:
-        return _lateral(rng, chest.lungs[0], canvas)
+        return _lateral_bones(rng, chest.lungs[0], canvas)
     back: list[Points] = []
     front: list[Points] = []
     edges: list[Points] = []
-    broken = (int(rng.integers(3, 8)), int(rng.integers(2)))
+    broken_rib = (int(rng.integers(3, 8)), int(rng.integers(2)))
     pitch, slope = rng.uniform(0.125, 0.145), rng.uniform(0.13, 0.22)
     t, s = np.linspace(0, 1, 12)[None], np.linspace(0, 1, 8)[None]
     y = -0.86 + pitch * np.arange(RIBS)[:, None]
@@ -138,20 +138,22 @@ def bones(rng: np.random.Generator, chest: Chest, canvas: Canvas, fractured: boo
         lines = np.stack([x, arch], -1)
         x = side * (wall - (wall - 0.22) * s)
         front += list(ribbons(np.stack([x, arch[:, -1:] + 0.02 + 0.22 * s**0.8], -1)[:8], 0.052))
-        if fractured and broken[1] == index:
-            back.append(ribbon(lines[broken[0], :7], 0.055))
-            lines[broken[0], 7:, 1] += 0.055
-            lines[broken[0], :7] = lines[broken[0], 7]
+        if fractured and broken_rib[1] == index:
+            back.append(ribbon(lines[broken_rib[0], :7], 0.055))
+            lines[broken_rib[0], 7:, 1] += 0.055
+            lines[broken_rib[0], :7] = lines[broken_rib[0], 7]
         back += list(ribbons(lines, 0.055))
         for off in (-0.026, 0.026):
             edges += list(ribbons(lines + np.array([[[0, off]]]), 0.010))
     density = 0.085 * canvas.fill(back, 0.006) + 0.06 * canvas.fill(front, 0.012)
     density += 0.06 * canvas.fill(edges, 0.004)
-    density += 0.20 * canvas.fill(*_girdle(rng, chest))
+    density += 0.20 * canvas.fill(*_shoulder_girdle(rng, chest))
     return density + 0.13 * canvas.fill(*_spine(rng))
 
 
-def _girdle(rng: np.random.Generator, chest: Chest) -> tuple[list[Points], float, list[int]]:
+def _shoulder_girdle(
+    rng: np.random.Generator, chest: Chest
+) -> tuple[list[Points], float, list[int]]:
     outlines: list[Points] = []
     angles = np.linspace(0, 2 * np.pi, 20)
     head = np.stack([1.02 + 0.10 * np.cos(angles), -0.62 + 0.10 * np.sin(angles)], 1)
@@ -181,7 +183,7 @@ def _spine(rng: np.random.Generator) -> tuple[list[Points], float, list[int]]:
     return outlines, 0.008, levels
 
 
-def _lateral(rng: np.random.Generator, lung: Lung, canvas: Canvas) -> Plane:
+def _lateral_bones(rng: np.random.Generator, lung: Lung, canvas: Canvas) -> Plane:
     spine = []
     for y in np.arange(-1.0, 1.1, 0.15):
         x = lung.wall + 0.02 - 0.12 * (y + 0.1) ** 2
@@ -203,7 +205,7 @@ TRUNKS = 8
 
 
 def vessels(rng: np.random.Generator, chest: Chest, canvas: Canvas) -> Plane:
-    """Returns how much vessel the beam meets."""
+    """Compute the density of branching vessels that taper away from the hilum."""
     outlines: list[Points] = []
     levels: list[int] = []
     t = np.linspace(0, 1, 5)[None]
@@ -230,6 +232,6 @@ def vessels(rng: np.random.Generator, chest: Chest, canvas: Canvas) -> Plane:
         oval = np.stack([0.055 * np.cos(angles), 0.10 * np.sin(angles)], 1)
         outlines.append(lung.at(0.08, 0.46) + oval)
         levels.append(110)
-    # Trunks are drawn last, over their twigs.
+    # Draw trunks last, over their branches.
     order = np.argsort(levels, kind="stable")
     return canvas.fill([outlines[k] for k in order], 0.009, [levels[k] for k in order])

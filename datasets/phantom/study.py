@@ -1,4 +1,4 @@
-"""One film of one study: a pure function of the seed and of which film it is."""
+"""One image of a study with its labels and annotations, a function of the seed and its id."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from datasets.phantom.anatomy import sample_build
-from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, Contours, draw
+from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, Contours, annotate
 from datasets.phantom.drawing import sample_canvas
 from datasets.phantom.findings import place_findings, sample_chest, sample_severity
 from datasets.phantom.labels import reported_labels, sample_findings, true_labels
 from datasets.phantom.render import render
 
 SPLITS = ("train", "valid", "test")
-# CheXpert's own numbers first, then some that no split of CheXpert has.
+# CheXpert's patient numbers first, then numbers outside CheXpert.
 _PATIENTS = {
     "train": (range(1, 64541),),
     "valid": (range(64541, 64741), range(70001, 85001)),
@@ -23,8 +23,8 @@ _PATIENTS = {
 
 
 @dataclass(frozen=True)
-class FilmId:
-    """Which film of which patient."""
+class ImageId:
+    """The split, patient, study and view of an image."""
 
     split: str
     patient: int
@@ -34,36 +34,36 @@ class FilmId:
 
     @property
     def path(self) -> str:
-        """The path that CheXpert's CSV gives."""
+        """The path in CheXpert's CSV."""
         kind = "lateral" if self.lateral else "frontal"
         folder = f"CheXpert-v1.0-small/{self.split}/patient{self.patient:05d}"
         return f"{folder}/study{self.study}/view{self.view}_{kind}.jpg"
 
     @property
     def image_id(self) -> str:
-        """The key that CheXlocalize's JSON uses."""
+        """The key in CheXlocalize's JSON."""
         return "_".join(self.path.removesuffix(".jpg").split("/")[2:])
 
 
 @dataclass(frozen=True)
-class Film:
-    """A film, what it shows, and what is said of it."""
+class Phantom:
+    """An image with its metadata, labels and annotations."""
 
-    id: FilmId
+    id: ImageId
     pixels: UInt8[np.ndarray, "h w"]
     sex: str
     age: int
     projection: str
-    """AP or PA, empty for a lateral."""
+    """AP or PA; empty on a lateral view."""
     labels: dict[str, float | None]
     truth: Contours
     expert: Contours
     second: Contours
 
 
-def film_ids(seed: int, split: str, count: int) -> list[FilmId]:
-    """Returns the first films of a split; asking for more does not change them."""
-    ids: list[FilmId] = []
+def image_ids(seed: int, split: str, count: int) -> list[ImageId]:
+    """List the first images of a split; they do not depend on the count."""
+    ids: list[ImageId] = []
     for patient in chain(*_PATIENTS[split]):
         if len(ids) >= count:
             return ids[:count]
@@ -73,48 +73,47 @@ def film_ids(seed: int, split: str, count: int) -> list[FilmId]:
             kind = rng.random()
             views = [False] if kind < 0.8 else [False, True] if kind < 0.94 else [False, False]
             ids += [
-                FilmId(split, patient, study, view, lateral)
+                ImageId(split, patient, study, view, lateral)
                 for view, lateral in enumerate(views, 1)
             ]
     raise ValueError(
-        f"{split} has patients for {len(ids)} images, asked for {count}; ask for fewer"
+        f"{split} has patients for {len(ids)} images, but {count} are requested; request fewer"
     )
 
 
-def make_film(seed: int, film: FilmId, short_side: int) -> Film:
-    """Returns one film.
+def make_phantom(seed: int, image: ImageId, short_side: int) -> Phantom:
+    """Make one image.
 
-    A patient keeps sex and build, a study its findings and their severity, whichever view shows them.
+    Sex and build depend on the patient, findings and their severity on the study, not on the view.
     """
-    key = [seed, SPLITS.index(film.split), film.patient]
+    key = [seed, SPLITS.index(image.split), image.patient]
     by_patient = np.random.default_rng([*key, 1])
-    by_study = np.random.default_rng([*key, film.study, 2])
-    by_film = np.random.default_rng([*key, film.study, film.view, 3])
-    by_place = np.random.default_rng([*key, film.study, 5])  # the same on two frontals
-    by_reader = np.random.default_rng([*key, film.study, film.view, 4])
+    by_study = np.random.default_rng([*key, image.study, 2])
+    by_image = np.random.default_rng([*key, image.study, image.view, 3])
+    by_location = np.random.default_rng([*key, image.study, 5])  # the same on two frontals
+    by_reader = np.random.default_rng([*key, image.study, image.view, 4])
 
     female = bool(by_patient.random() < 0.42)
     build = sample_build(by_patient, female)
-    findings = sample_findings(by_study, train=film.split == "train")
+    findings = sample_findings(by_study, train=image.split == "train")
     severity = sample_severity(by_study, findings)
-    sickness = len(findings)
-    ap = bool(by_study.random() < min(0.35 + 0.12 * sickness, 0.9)) and not film.lateral
-    age = int(np.clip(by_patient.normal(54, 16) + 2.5 * sickness, 18, 90))
-    truth = film.split != "train"
-    labels = true_labels(findings) if truth else reported_labels(by_study, findings)
+    ap = bool(by_study.random() < min(0.35 + 0.12 * len(findings), 0.9)) and not image.lateral
+    age = int(np.clip(by_patient.normal(54, 16) + 2.5 * len(findings), 18, 90))
+    is_train = image.split == "train"
+    labels = reported_labels(by_study, findings) if is_train else true_labels(findings)
 
-    chest = sample_chest(by_film, build, severity, lateral=film.lateral, ap=ap)
-    drawn = place_findings(by_place, chest, severity, findings)
-    canvas = sample_canvas(by_film, short_side)
-    pixels = render(by_film, chest, drawn, canvas)
-    return Film(
-        id=film,
+    chest = sample_chest(by_image, build, severity, lateral=image.lateral, ap=ap)
+    placed = place_findings(by_location, chest, severity, findings)
+    canvas = sample_canvas(by_image, short_side)
+    pixels = render(by_image, chest, placed, canvas)
+    return Phantom(
+        id=image,
         pixels=pixels,
         sex="Female" if female else "Male",
         age=age,
-        projection="" if film.lateral else "AP" if ap else "PA",
+        projection="" if image.lateral else "AP" if ap else "PA",
         labels=labels,
-        truth=draw(by_reader, TRUTH, drawn, canvas),
-        expert=draw(by_reader, EXPERT, drawn, canvas),
-        second=draw(by_reader, SECOND, drawn, canvas),
+        truth=annotate(by_reader, TRUTH, placed, canvas),
+        expert=annotate(by_reader, EXPERT, placed, canvas),
+        second=annotate(by_reader, SECOND, placed, canvas),
     )

@@ -1,4 +1,4 @@
-"""Writes phantoms to disk as CheXpert and CheXlocalize lay themselves out."""
+"""Write phantoms in the layout of CheXpert and CheXlocalize."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from chexseg_jax.masks import encode_rle, fill_polygons
 from chexseg_jax.pathologies import PATHOLOGIES, canonical
 from datasets.phantom.annotators import Contours
 from datasets.phantom.labels import CSV_OBSERVATIONS
-from datasets.phantom.study import SPLITS, FilmId, film_ids, make_film
+from datasets.phantom.study import SPLITS, ImageId, image_ids, make_phantom
 
 CHEXPERT: Final = "CheXpert-v1.0-small"
 COLUMNS: Final = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CSV_OBSERVATIONS)
@@ -36,79 +36,79 @@ def write_phantoms(
     workers: int = 0,
     progress: bool = True,
 ) -> None:
-    """Writes synthetic chests, labels and masks below `root`, which appears only when all is written.
+    """Write synthetic images, labels and masks to `root`, atomically.
 
-    Every image depends on the seed and its own place in its split and on nothing else: not on the
-    number of images, nor on the number of processes.
+    An image depends only on the seed and its position in its split, not on the number of images or
+    processes.
 
     Args:
-        root: the folder to make.
-        seed: of everything.
-        train: images with the labels of reports, mistakes included.
-        valid: images with true labels and an expert's masks.
-        test: the same, with a second reader's masks.
-        short_side: of the images, in pixels.
-        workers: processes; 0 is this one.
-        progress: whether to show bars.
+        root: the folder to create.
+        seed: the random seed.
+        train: number of images with report labels, including errors.
+        valid: number of images with true labels and an expert's masks.
+        test: number of images that also have a second reader's masks.
+        short_side: short side of the images in pixels.
+        workers: number of processes; 0 is this one.
+        progress: whether to show progress bars.
 
     Raises:
-        FileExistsError: `root` is there already.
+        FileExistsError: `root` exists.
     """
     if root.exists():
         raise FileExistsError(f"{root} exists; remove it, or write the phantoms somewhere else")
     root.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        aside.chmod(0o755)
-        (aside / "CheXlocalize").mkdir()
-        (aside / "extra").mkdir()
+        staging.chmod(0o755)
+        (staging / "CheXlocalize").mkdir()
+        (staging / "extra").mkdir()
         for split, count in zip(SPLITS, (train, valid, test), strict=True):
-            films = film_ids(seed, split, count)
-            job = partial(_write_film, aside, seed, short_side)
-            rows = _run(job, films, workers)
+            images = image_ids(seed, split, count)
+            job = partial(_write_image, staging, seed, short_side)
+            rows = _run(job, images, workers)
             bar = tqdm(rows, split, count, unit="image", disable=not progress)
-            _write_split(aside, split, list(bar))
-        aside.rename(root)
+            _write_split(staging, split, list(bar))
+        staging.rename(root)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
 def _run(
-    job: Callable[[FilmId], dict[str, Any]], films: list[FilmId], workers: int
+    job: Callable[[ImageId], dict[str, Any]], images: list[ImageId], workers: int
 ) -> Iterator[dict[str, Any]]:
     if workers == 0:
-        yield from map(job, films)
+        yield from map(job, images)
         return
-    # Not forked: the caller may run threads, JAX's among them.
+    # Spawn, not fork: the caller may run threads, such as JAX's.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(job, films, chunksize=16)
+        yield from pool.map(job, images, chunksize=16)
 
 
-def _write_film(root: Path, seed: int, short_side: int, film_id: FilmId) -> dict[str, Any]:
-    film = make_film(seed, film_id, short_side)
-    path = root / film_id.path
+def _write_image(root: Path, seed: int, short_side: int, image: ImageId) -> dict[str, Any]:
+    phantom = make_phantom(seed, image, short_side)
+    path = root / image.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(film.pixels).save(path, quality=90)
+    Image.fromarray(phantom.pixels).save(path, quality=90)
     row = {
-        "Path": film_id.path,
-        "Sex": film.sex,
-        "Age": film.age,
-        "Frontal/Lateral": "Lateral" if film_id.lateral else "Frontal",
-        "AP/PA": film.projection,
+        "Path": image.path,
+        "Sex": phantom.sex,
+        "Age": phantom.age,
+        "Frontal/Lateral": "Lateral" if image.lateral else "Frontal",
+        "AP/PA": phantom.projection,
     }
     for name in CSV_OBSERVATIONS:
-        value = film.labels[canonical(name)]
+        value = phantom.labels[canonical(name)]
         row[name] = "" if value is None else value
-    size = list(film.pixels.shape)
-    record: dict[str, Any] = {"image_id": film_id.image_id, "row": row}
-    if film_id.split == "train":
-        record["truth"] = _rles(film.truth, size)
+    size = list(phantom.pixels.shape)
+    record: dict[str, Any] = {"image_id": image.image_id, "row": row}
+    if image.split == "train":
+        record["truth"] = _rles(phantom.truth, size)
     else:
-        record["expert"] = _rles(film.expert, size)
-        record["contours"] = {"img_size": size, **film.expert}
-        record["second"] = _rles(film.second, size)
-    record["ill"] = bool(film.truth)
+        record["expert"] = _rles(phantom.expert, size)
+        record["contours"] = {"img_size": size, **phantom.expert}
+        record["second"] = _rles(phantom.second, size)
+    record["has_masks"] = bool(phantom.truth)
     return record
 
 
@@ -124,16 +124,16 @@ def _write_split(root: Path, split: str, records: list[dict[str, Any]]) -> None:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(record["row"] for record in records)
-    ill = [record for record in records if record["ill"]]
+    annotated = [record for record in records if record["has_masks"]]
     masks = root / "CheXlocalize"
     if split == "train":
-        _write_json(root / "extra" / "gt_segmentations_train_hidden.json", ill, "truth")
+        _write_json(root / "extra" / "gt_segmentations_train_hidden.json", annotated, "truth")
         return
     short = "val" if split == "valid" else split
-    _write_json(masks / f"gt_segmentations_{short}.json", ill, "expert")
-    _write_json(masks / f"gt_annotations_{short}.json", ill, "contours")
+    _write_json(masks / f"gt_segmentations_{short}.json", annotated, "expert")
+    _write_json(masks / f"gt_annotations_{short}.json", annotated, "contours")
     if split == "test":
-        _write_json(masks / "hb_segmentations_test.json", ill, "second")
+        _write_json(masks / "hb_segmentations_test.json", annotated, "second")
 
 
 def _write_json(path: Path, records: Iterable[dict[str, Any]], key: str) -> None:
