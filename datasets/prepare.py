@@ -1,4 +1,4 @@
-"""Raw folders to prepared data, whole or not at all."""
+"""Prepare data from raw folders, atomically."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from datasets.source import BUILDERS, folder_of
 
 RAW_PHANTOM: Final = "raw-phantom"
 PHANTOM: Final = "phantom.json"
-"""What phantoms were made with; written last, so that it stands for all of them."""
+"""The arguments of `prepare_phantoms`; written last, as a sign of completion."""
 
 HELD: Final = ".held"
 """The file by which a folder is held."""
@@ -30,18 +30,18 @@ MOMENT: Final = 60.0
 def prepare(
     name: str, raw: Path, data_dir: Path, *, workers: int = 0, resize_masks: bool = False
 ) -> None:
-    """Reads a download and writes the records that `open_source` opens.
+    """Convert a download to the records that `open_source` opens.
 
     Args:
         name: `chexpert` or `chexlocalize`.
-        raw: the folder of the download, or the one that holds it.
-        data_dir: where prepared data goes.
-        workers: processes; 0 is this one.
-        resize_masks: fit masks to images of another size, as CheXpert-v1.0-small's are, rather than
-            refuse them.
+        raw: the folder of the download, or its parent.
+        data_dir: the folder of prepared data.
+        workers: number of processes; 0 is this one.
+        resize_masks: resize masks to images of another size, such as CheXpert-v1.0-small's, which is
+            an error otherwise.
 
     Raises:
-        DataError: the input is wrong, or the data is there already. Nothing is left behind.
+        DataError: the input is invalid, or the data exists. No partial output remains.
     """
     target = folder_of(data_dir, name)
     if target.exists():
@@ -74,51 +74,43 @@ def prepare_phantoms(
     short_side: int,
     workers: int = 0,
 ) -> None:
-    """Makes synthetic chests and prepares both data sets from them; done already, does nothing.
+    """Write phantoms and prepare both data sets from them, unless that was done.
 
-    Phantoms made with other arguments are replaced.
+    Phantoms of other arguments are replaced.
 
     Raises:
-        DataError: `data_dir` holds something that is not phantoms.
+        DataError: `data_dir` contains anything else.
     """
-    made_with = {
+    options: dict[str, Any] = {
         "seed": seed,
         "train": train,
         "valid": valid,
         "test": test,
         "short_side": short_side,
-        **{name: str(builder.VERSION) for name, builder in BUILDERS.items()},
     }
-    if _made_with(data_dir) == made_with:
+    arguments = options | {name: str(builder.VERSION) for name, builder in BUILDERS.items()}
+    if _read_arguments(data_dir) == arguments:
         return
-    if _made_with(data_dir) is None and data_dir.exists() and any(data_dir.iterdir()):
+    if _read_arguments(data_dir) is None and data_dir.exists() and any(data_dir.iterdir()):
         raise DataError(
             f"{data_dir}: holds other things than phantoms; choose another --data-dir for them"
         )
     with _aside(data_dir.parent) as folder:
         ready = folder / "ready"
         raw = ready / RAW_PHANTOM
-        write_phantoms(
-            raw,
-            seed=seed,
-            train=train,
-            valid=valid,
-            test=test,
-            short_side=short_side,
-            workers=workers,
-        )
+        write_phantoms(raw, **options, workers=workers)
         for name in BUILDERS:
             prepare(name, raw, ready, workers=workers)
-        (ready / PHANTOM).write_text(json.dumps(made_with, indent=2) + "\n")
-        if _made_with(data_dir) == made_with:  # by another process, meanwhile
+        (ready / PHANTOM).write_text(json.dumps(arguments, indent=2) + "\n")
+        if _read_arguments(data_dir) == arguments:  # another process was faster
             return
         if data_dir.exists():
             data_dir.rename(folder / "old")
         ready.rename(data_dir)
 
 
-def _made_with(data_dir: Path) -> dict[str, Any] | None:
-    """Returns what the phantoms in a folder were made with, if they are there and whole."""
+def _read_arguments(data_dir: Path) -> dict[str, Any] | None:
+    """Read the arguments of the phantoms in a folder, if it has complete ones."""
     path = data_dir / PHANTOM
     return json.loads(path.read_text()) if path.is_file() else None
 
