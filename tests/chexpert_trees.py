@@ -1,4 +1,4 @@
-"""Downloads in miniature: the folders, tables and JSON that CheXpert and CheXlocalize consist of."""
+"""Miniature downloads of CheXpert and CheXlocalize: folders, tables and JSON."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ HEIGHT, WIDTH = 24, 32
 
 
 def write_image(path: Path, *, seed: int = 0, mode: str = "L", size=(HEIGHT, WIDTH)) -> None:
-    """Writes a JPEG of noise."""
+    """Write a JPEG of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = size if mode == "L" else (*size, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
@@ -26,7 +26,7 @@ def write_image(path: Path, *, seed: int = 0, mode: str = "L", size=(HEIGHT, WID
 
 
 def write_table(path: Path, paths: list[str], *, demographics: bool = True, **labels: str) -> None:
-    """Writes a CSV file in CheXpert's columns; `labels` fills a column of every row."""
+    """Write a CSV file in CheXpert's columns; `labels` fills a column of every row."""
     columns = ["Path", *(DEMOGRAPHICS if demographics else []), *OBSERVED]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -41,60 +41,60 @@ def write_table(path: Path, paths: list[str], *, demographics: bool = True, **la
             table.writerow(row)
 
 
-def films(first: int, patients: int) -> list[str]:
-    """Returns paths below a split's folder; the first patient has a lateral view too."""
+def image_paths(first: int, patients: int) -> list[str]:
+    """List paths below a split's folder; the first patient has a lateral view too."""
     paths = [f"patient{first + i:05}/study1/view1_frontal.jpg" for i in range(patients)]
     return [*paths, f"patient{first:05}/study1/view2_lateral.jpg"]
 
 
-SPLITS = {"train": films(1, 5), "valid": films(64541, 4), "test": films(64741, 3)}
+SPLITS = {"train": image_paths(1, 5), "valid": image_paths(64541, 4), "test": image_paths(64741, 3)}
 
 
 def write_chexpert(
     root: Path, name: str = "CheXpert-v1.0-small", splits=("train", "valid")
 ) -> Path:
-    """Writes CheXpert as one folder."""
+    """Write CheXpert as one folder."""
     for split in splits:
-        for i, film in enumerate(SPLITS[split]):
-            write_image(root / name / split / film, seed=i)
+        for i, path in enumerate(SPLITS[split]):
+            write_image(root / name / split / path, seed=i)
         write_table(
-            root / name / f"{split}.csv", [f"{name}/{split}/{film}" for film in SPLITS[split]]
+            root / name / f"{split}.csv", [f"{name}/{split}/{path}" for path in SPLITS[split]]
         )
     return root / name
 
 
 def write_batches(root: Path) -> Path:
-    """Writes CheXpert as its full-size download lies on disk."""
+    """Write CheXpert in the layout of its full-size download."""
     first = root / "CheXpert-v1.0 batch 1 (validate & csv)"
-    for i, film in enumerate(SPLITS["train"]):
-        odd = film.startswith(("patient00002", "patient00004"))
+    for i, path in enumerate(SPLITS["train"]):
+        odd = path.startswith(("patient00002", "patient00004"))
         batch = "CheXpert-v1.0 batch 3 (train 2)" if odd else "CheXpert-v1.0 batch 2 (train 1)"
-        write_image(root / batch / film, seed=i)
-    for i, film in enumerate(SPLITS["valid"]):
-        write_image(first / "valid" / film, seed=i)
+        write_image(root / batch / path, seed=i)
+    for i, path in enumerate(SPLITS["valid"]):
+        write_image(first / "valid" / path, seed=i)
     for split in ("train", "valid"):
         write_table(first / f"{split}.csv", [f"CheXpert-v1.0/{split}/{f}" for f in SPLITS[split]])
     return root
 
 
-def write_drawn_films(root: Path) -> Path:
-    """Writes CheXlocalize's own images and tables, which have no demographic columns."""
+def write_annotated_images(root: Path) -> Path:
+    """Write CheXlocalize's own images and tables, which have no demographic columns."""
     folder = root / "CheXpert"
     for split, short in (("valid", "val"), ("test", "test")):
-        for i, film in enumerate(SPLITS[split]):
-            write_image(folder / short / film, seed=i)
-        paths = [f"CheXpert-v1.0/{split}/{film}" for film in SPLITS[split]]
+        for i, path in enumerate(SPLITS[split]):
+            write_image(folder / short / path, seed=i)
+        paths = [f"CheXpert-v1.0/{split}/{path}" for path in SPLITS[split]]
         write_table(folder / f"{short}_labels.csv", paths, demographics=False, Edema="1.0")
     return folder
 
 
-def image_id(film: str) -> str:
-    """Returns the id of an image below its split's folder."""
-    return film.removesuffix(".jpg").replace("/", "_")
+def image_id(path: str) -> str:
+    """Compute the id of an image below its split's folder."""
+    return path.removesuffix(".jpg").replace("/", "_")
 
 
 def rectangle(top: int, left: int, bottom: int, right: int, size=(HEIGHT, WIDTH)) -> np.ndarray:
-    """Returns a mask that is set from (top, left) to (bottom, right), both included."""
+    """Make a mask that is set from (top, left) to (bottom, right), both included."""
     mask = np.zeros(size, bool)
     mask[top : bottom + 1, left : right + 1] = True
     return mask
@@ -104,32 +104,32 @@ HEART, TUBE = rectangle(10, 12, 18, 22), rectangle(2, 5, 20, 7)
 EMPTY = np.zeros((HEIGHT, WIDTH), bool)
 
 
-def write_drawings(root: Path) -> Path:
-    """Writes the expert's masks, and on the test images a second reader's; the last view has none."""
+def write_annotations(root: Path) -> Path:
+    """Write the expert's masks, and on the test images a second reader's; the last view has none."""
     folder = root / "CheXlocalize"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"Cardiomegaly": encode_rle(HEART), "Support Devices": encode_rle(EMPTY)}
+    expert = {"Cardiomegaly": encode_rle(HEART), "Support Devices": encode_rle(EMPTY)}
     for split, short in (("valid", "val"), ("test", "test")):
-        ids = [image_id(film) for film in SPLITS[split][:-1]]
-        write_json(folder / f"gt_segmentations_{short}.json", dict.fromkeys(ids, drawn))
+        ids = [image_id(path) for path in SPLITS[split][:-1]]
+        write_json(folder / f"gt_segmentations_{short}.json", dict.fromkeys(ids, expert))
     second = {ids[0]: {"Support Devices": encode_rle(TUBE)}}
     write_json(folder / "hb_segmentations_test.json", second)
     return folder
 
 
 def write_json(path: Path, content) -> None:
-    """Writes JSON."""
+    """Write JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
 
 def edit(path: Path, old: str, new: str, count: int = -1) -> None:
-    """Replaces text in a file, which must contain it."""
+    """Replace text in a file, which must contain it."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, count))
 
 
 def below(folder: Path) -> list[str]:
-    """Returns everything below a folder, hidden or not."""
+    """List everything below a folder, hidden or not."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -14,9 +14,9 @@ from chexpert_trees import (
     edit,
     image_id,
     rectangle,
+    write_annotated_images,
+    write_annotations,
     write_chexpert,
-    write_drawings,
-    write_drawn_films,
     write_image,
     write_json,
 )
@@ -33,14 +33,14 @@ from datasets.source import available, open_source
 VAL = "CheXlocalize/gt_segmentations_val.json"
 TEST = "CheXlocalize/gt_segmentations_test.json"
 HIDDEN = "extra/gt_segmentations_train_hidden.json"
-IDS = {split: [image_id(film) for film in films] for split, films in SPLITS.items()}
+IDS = {split: [image_id(path) for path in paths] for split, paths in SPLITS.items()}
 
 
 @pytest.fixture
 def raw(tmp_path) -> Path:
     root = tmp_path / "raw"
-    write_drawn_films(root)
-    write_drawings(root)
+    write_annotated_images(root)
+    write_annotations(root)
     return root
 
 
@@ -74,19 +74,19 @@ def test_masks_lie_on_their_images_at_native_size(tmp_path, raw):
         assert example["image"].shape == (HEIGHT, WIDTH, 1)
         assert_masks(example["masks"], Cardiomegaly=HEART)
         assert_masks(example["reader_masks"])
-    drawn, other, third, lateral = examples(tmp_path / "data", "test").values()
-    assert (drawn["annotated"], drawn["benchmarked"]) == (True, True)
-    assert_masks(drawn["masks"], Cardiomegaly=HEART)
-    assert_masks(drawn["reader_masks"], **{"Support Devices": TUBE})
+    annotated, other, third, lateral = examples(tmp_path / "data", "test").values()
+    assert (annotated["annotated"], annotated["benchmarked"]) == (True, True)
+    assert_masks(annotated["masks"], Cardiomegaly=HEART)
+    assert_masks(annotated["reader_masks"], **{"Support Devices": TUBE})
     assert (other["annotated"], other["benchmarked"], third["annotated"]) == (True, False, True)
     assert (lateral["image_id"], lateral["annotated"]) == (IDS["test"][-1], False)
     assert lateral["masks"].shape == (HEIGHT, WIDTH) and not lateral["masks"].any()
-    assert drawn["labels"].tolist() == [1 if i == 5 else -2 for i in range(14)]
+    assert annotated["labels"].tolist() == [1 if i == 5 else -2 for i in range(14)]
 
 
 def test_images_may_lie_beside_the_folder_of_the_masks(tmp_path):
     write_chexpert(tmp_path / "raw", "CheXpert-v1.0", ("valid", "test"))
-    masks = write_drawings(tmp_path / "raw")
+    masks = write_annotations(tmp_path / "raw")
     for i, given_raw in enumerate((tmp_path / "raw", masks)):
         prepare("chexlocalize", given_raw, tmp_path / f"data{i}")
         found = examples(tmp_path / f"data{i}")
@@ -96,18 +96,18 @@ def test_images_may_lie_beside_the_folder_of_the_masks(tmp_path):
 
 def test_its_own_images_come_before_those_of_chexpert(tmp_path, raw):
     root = write_chexpert(raw, splits=("valid", "test"))
-    for film in root.rglob("*.jpg"):
-        write_image(film, size=(12, 16))
+    for image_path in root.rglob("*.jpg"):
+        write_image(image_path, size=(12, 16))
     prepare("chexlocalize", raw, tmp_path / "data")
     assert {e["image"].shape for e in examples(tmp_path / "data").values()} == {(HEIGHT, WIDTH, 1)}
 
 
 def test_polygons_serve_where_run_lengths_are_missing(tmp_path, raw):
     square = [[[12.0, 10.0], [22.0, 10.0], [22.0, 18.0], [12.0, 18.0]]]
-    drawn = {"img_size": [HEIGHT, WIDTH], "Cardiomegaly": square}
+    annotated = {"img_size": [HEIGHT, WIDTH], "Cardiomegaly": square}
     content = json.loads((raw / VAL).read_text())
     (raw / VAL).unlink()
-    write_json(raw / "CheXlocalize/gt_annotations_val.json", dict.fromkeys(content, drawn))
+    write_json(raw / "CheXlocalize/gt_annotations_val.json", dict.fromkeys(content, annotated))
     prepare("chexlocalize", raw, tmp_path / "data")
     found = examples(tmp_path / "data", "expert_train", "expert_val")
     assert sorted(found) == sorted(content)
@@ -129,10 +129,10 @@ def test_hidden_masks_of_training_images_have_a_split_of_their_own(tmp_path, raw
 
 
 def test_masks_are_fitted_to_smaller_images_on_demand_only(tmp_path, raw):
-    for film in raw.rglob("*.jpg"):
-        write_image(film, size=(HEIGHT // 2, WIDTH // 2))
-    drawn = {"Cardiomegaly": encode_rle(rectangle(10, 12, 17, 21))}
-    write_json(raw / VAL, dict.fromkeys(IDS["valid"][:-1], drawn))
+    for image_path in raw.rglob("*.jpg"):
+        write_image(image_path, size=(HEIGHT // 2, WIDTH // 2))
+    annotated = {"Cardiomegaly": encode_rle(rectangle(10, 12, 17, 21))}
+    write_json(raw / VAL, dict.fromkeys(IDS["valid"][:-1], annotated))
     refusal = r"masks of 24 x 32 pixels on an image of 12 x 16 .*fit the masks with --resize-masks"
     with pytest.raises(DataError, match=refusal):
         prepare("chexlocalize", raw, tmp_path / "data")
@@ -145,9 +145,9 @@ def test_masks_are_fitted_to_smaller_images_on_demand_only(tmp_path, raw):
         assert_masks(example["masks"], Cardiomegaly=half)
 
 
-def add(root: Path, file: str, name: str, drawing) -> None:
+def add(root: Path, file: str, name: str, annotation) -> None:
     content = json.loads((root / file).read_text())
-    write_json(root / file, content | {name: drawing})
+    write_json(root / file, content | {name: annotation})
 
 
 def share_patient(root: Path) -> None:
@@ -186,7 +186,7 @@ FAULTS = {
         lambda root: add(root, VAL, FIRST, {"Edema": {"size": [HEIGHT, WIDTH]}}),
         [VAL, FIRST, "Edema", "counts"],
     ),
-    "nothing drawn": (lambda root: add(root, VAL, FIRST, {}), [VAL, FIRST, "no masks"]),
+    "no masks": (lambda root: add(root, VAL, FIRST, {}), [VAL, FIRST, "no masks"]),
     "no object": (lambda root: add(root, VAL, FIRST, [1]), [VAL, FIRST, "must be an object"]),
     "no JSON": (lambda root: (root / VAL).write_text("{"), [VAL, "not JSON", "restore"]),
     "a list": (lambda root: write_json(root / VAL, []), [VAL, "must be an object of images by id"]),
@@ -223,8 +223,8 @@ def test_a_fault_is_named_and_leaves_nothing_behind(tmp_path, raw, fault):
 
 
 def test_what_is_drawn_is_known_without_the_pixels():
-    drawing = {"Edema": encode_rle(HEART), "Lung Lesion": encode_rle(EMPTY)}
-    assert presence_bits(drawing) == 1 << PATHOLOGIES.index("Edema")
+    annotation = {"Edema": encode_rle(HEART), "Lung Lesion": encode_rle(EMPTY)}
+    assert presence_bits(annotation) == 1 << PATHOLOGIES.index("Edema")
     polygons = {"img_size": [4, 4], "Edema": [[[0, 0], [1, 1]]], "Cardiomegaly": []}
     assert presence_bits(polygons) == 1 << PATHOLOGIES.index("Edema")
 
@@ -240,14 +240,14 @@ JSON = st.recursive(
     st.dictionaries(st.sampled_from(["Edema", "Cardiomegaly", "?"]), JSON, min_size=1),
     st.booleans(),
 )
-def test_any_json_is_a_drawing_or_a_fault(drawing, polygons):
+def test_any_json_is_an_annotation_or_a_fault(annotation, polygons):
     if polygons:
-        drawing = {"img_size": [4, 5], **drawing}
+        annotation = {"img_size": [4, 5], **annotation}
     try:
-        bits = rasterise(drawing)
+        bits = rasterise(annotation)
     except MaskError:
         return
-    assert polygons and "?" not in drawing and bits.shape == (4, 5)
+    assert polygons and "?" not in annotation and bits.shape == (4, 5)
 
 
 def test_a_contour_far_outside_the_image_is_refused():

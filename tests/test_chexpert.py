@@ -12,9 +12,9 @@ from chexpert_trees import (
     below,
     edit,
     image_id,
+    write_annotated_images,
     write_batches,
     write_chexpert,
-    write_drawn_films,
     write_image,
     write_table,
 )
@@ -41,7 +41,7 @@ def prepared_ids(raw: Path, data_dir: Path) -> dict[str, list[str]]:
 
 
 def wanted(*splits: str) -> dict[str, list[str]]:
-    return {split: [image_id(film) for film in SPLITS[split]] for split in splits}
+    return {split: [image_id(image_path) for image_path in SPLITS[split]] for split in splits}
 
 
 @pytest.mark.parametrize("name", [SMALL, "CheXpert-v1.0"])
@@ -59,7 +59,7 @@ def test_reads_the_batches_of_the_full_size_download(tmp_path):
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_reads_the_images_of_chexlocalize(tmp_path, inside):
-    folder = write_drawn_films(tmp_path / "raw")
+    folder = write_annotated_images(tmp_path / "raw")
     ids = prepared_ids(folder if inside else folder.parent, tmp_path / "data")
     assert ids == wanted("valid", "test")
     example = open_source(tmp_path / "data", "chexpert", "valid")[4]
@@ -69,7 +69,7 @@ def test_reads_the_images_of_chexlocalize(tmp_path, inside):
 
 def test_takes_the_test_split_from_chexlocalize_when_chexpert_has_none(tmp_path):
     write_chexpert(tmp_path / "raw")
-    write_drawn_films(tmp_path / "raw" / "CheXlocalize")
+    write_annotated_images(tmp_path / "raw" / "CheXlocalize")
     assert prepared_ids(tmp_path / "raw", tmp_path / "data") == wanted("train", "valid", "test")
     valid = open_source(tmp_path / "data", "chexpert", "valid")
     assert valid[0]["sex"] == "Female"  # CheXpert's own table, which has the column
@@ -78,7 +78,7 @@ def test_takes_the_test_split_from_chexlocalize_when_chexpert_has_none(tmp_path)
 def test_labels_are_read_by_name_and_keep_their_codes(tmp_path):
     root = write_chexpert(tmp_path, splits=("train",))
     values = {"Lung Opacity": "1.0", "Lung Lesion": "0.0", "Edema": "-1.0", "Fracture": "1"}
-    paths = [f"{SMALL}/train/{film}" for film in SPLITS["train"]]
+    paths = [f"{SMALL}/train/{image_path}" for image_path in SPLITS["train"]]
     write_table(root / "train.csv", paths, **values)
     prepare("chexpert", root, tmp_path / "data")
     labels = open_source(tmp_path / "data", "chexpert", "train")[0]["labels"]
@@ -109,8 +109,8 @@ def test_grey_images_keep_their_bytes(tmp_path):
     decoders = {"image": tfds.decode.SkipDecoding()}
     records = builder.as_data_source("train", decoders=decoders)
     source = open_source(tmp_path / "data", "chexpert", "train")
-    for film, record, example in zip(SPLITS["train"], records, source, strict=True):
-        jpeg = (root / "train" / film).read_bytes()
+    for image_path, record, example in zip(SPLITS["train"], records, source, strict=True):
+        jpeg = (root / "train" / image_path).read_bytes()
         assert record["image"] == jpeg
         with Image.open(io.BytesIO(jpeg)) as image:
             np.testing.assert_array_equal(example["image"][..., 0], image)
@@ -118,9 +118,9 @@ def test_grey_images_keep_their_bytes(tmp_path):
 
 def test_colour_images_become_grey(tmp_path):
     root = write_chexpert(tmp_path)
-    film = root / "train" / SPLITS["train"][2]
+    image_path = root / "train" / SPLITS["train"][2]
     grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
-    Image.fromarray(np.stack([grey] * 3, -1)).save(film, quality=95)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(image_path, quality=95)
     prepare("chexpert", root, tmp_path / "data")
     image = open_source(tmp_path / "data", "chexpert", "train")[2]["image"]
     assert image.shape == (24, 32, 1) and image.dtype == np.uint8
@@ -130,9 +130,9 @@ def test_colour_images_become_grey(tmp_path):
 def link_out(root: Path) -> None:
     outside = root.parent / "elsewhere.jpg"
     write_image(outside)
-    film = root / "train" / SPLITS["train"][1]
-    film.unlink()
-    film.symlink_to(outside)
+    image_path = root / "train" / SPLITS["train"][1]
+    image_path.unlink()
+    image_path.symlink_to(outside)
 
 
 def link_folder_out(root: Path) -> None:
@@ -142,8 +142,8 @@ def link_folder_out(root: Path) -> None:
 
 
 def cut_image(root: Path) -> None:
-    film = root / "train" / SPLITS["train"][1]
-    film.write_bytes(film.read_bytes()[:400])
+    image_path = root / "train" / SPLITS["train"][1]
+    image_path.write_bytes(image_path.read_bytes()[:400])
 
 
 def replace_image(root: Path) -> None:
@@ -151,9 +151,9 @@ def replace_image(root: Path) -> None:
 
 
 def make_pipe(root: Path) -> None:
-    film = root / "train" / SPLITS["train"][1]
-    film.unlink()
-    os.mkfifo(film)
+    image_path = root / "train" / SPLITS["train"][1]
+    image_path.unlink()
+    os.mkfifo(image_path)
 
 
 def repeat_row(root: Path) -> None:

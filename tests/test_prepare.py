@@ -12,9 +12,9 @@ from chexpert_trees import (
     SPLITS,
     below,
     edit,
+    write_annotated_images,
+    write_annotations,
     write_chexpert,
-    write_drawings,
-    write_drawn_films,
     write_image,
 )
 
@@ -37,8 +37,8 @@ PHANTOMS = {"seed": 5, "train": 6, "valid": 12, "test": 4, "short_side": 64}
 @pytest.fixture
 def raw(tmp_path) -> Path:
     write_chexpert(tmp_path / "raw")
-    write_drawn_films(tmp_path / "raw")
-    write_drawings(tmp_path / "raw")
+    write_annotated_images(tmp_path / "raw")
+    write_annotations(tmp_path / "raw")
     return tmp_path / "raw"
 
 
@@ -80,8 +80,8 @@ def test_processes_write_what_one_writes(tmp_path, raw, monkeypatch, name, count
 def test_a_fault_in_a_process_is_named_and_leaves_nothing_behind(tmp_path, raw, monkeypatch):
     monkeypatch.setattr(tfds_builder, "SHARD_BYTES", 1)
     for n in (4, 1):  # the first in the table's order is the one reported
-        film = raw / "CheXpert-v1.0-small/train" / SPLITS["train"][n]
-        film.write_bytes(film.read_bytes()[:300])
+        image_path = raw / "CheXpert-v1.0-small/train" / SPLITS["train"][n]
+        image_path.write_bytes(image_path.read_bytes()[:300])
     with pytest.raises(DataError, match=r"train\.csv, row 3, column Path\).*truncated"):
         prepare("chexpert", raw, tmp_path / "data", workers=2)
     assert below(tmp_path) == ["raw", *(f"raw/{path}" for path in below(raw))]
