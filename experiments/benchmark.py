@@ -1,67 +1,73 @@
-"""How fast every stage is, here: `python -m experiments.benchmark [--against torch] [--out DIR]`.
+"""Measure the speed and memory of every stage: `python -m experiments.benchmark`.
 
-Each row is warmed up and repeated; compiling is timed apart. Beside images a second stand the memory
-and how much of what the device could do is used: operations against its peak, bytes moved against its
-bandwidth, both by XLA's count or, where loops hide them, by hand. With `--against torch` PyTorch does
-the same in this process, in turn with us. That needs `pip install torch torchvision
+Each row is warmed up and repeated; compilation is timed separately. Beside images per second stand the
+memory and the utilization: operations relative to the device's peak, and bytes moved relative to its
+bandwidth, as counted by XLA or, for loops, by formula. `--out DIR` writes the table. With `--against
+torch`, PyTorch does the same in this process, in alternation. That needs `pip install torch torchvision
 segmentation-models-pytorch`, and on a GPU memory for both:
 
     XLA_PYTHON_CLIENT_PREALLOCATE=false python -m experiments.benchmark --against torch --out benchmark
 
-On a CPU batches are smaller than on an accelerator, and the table says how large they were.
+Batches are smaller on a CPU than on an accelerator; the table gives their sizes.
 """
 
 import gc
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import jax
 import tyro
 
 from chexseg_jax.runtime.cpu import keep_memory
-from experiments.benchmarks.file_workloads import films, loading, whole
-from experiments.benchmarks.measurements import OURS, Measurement, measured
-from experiments.benchmarks.roofline import Peak, peak_in_use, peak_of
-from experiments.benchmarks.table import about, markdown, write
-from experiments.benchmarks.timing import Runner, take_turns
+from experiments.benchmarks import torch_peers
+from experiments.benchmarks.end_to_end import measure_end_to_end, measure_loader, phantom_images
+from experiments.benchmarks.roofline import Peak, peak_bytes_in_use, peak_of
+from experiments.benchmarks.table import (
+    OURS,
+    Measurement,
+    describe_machine,
+    markdown,
+    measurement_of,
+    write_table,
+)
+from experiments.benchmarks.timing import CompiledWorkload, Runner, time_alternating
 from experiments.benchmarks.workloads import (
     ACCELERATOR,
     CPU,
     QUICK,
     ROWS,
-    Compiled,
-    Row,
+    WORKLOADS,
+    RowName,
     Scale,
     Workload,
 )
-from experiments.run.cli import errors_to_exit_code_2
+from experiments.run.cli import exit_on_errors
 
 
 class BenchmarkError(ValueError):
-    """A benchmark that cannot be as it is asked for."""
+    """Settings that no benchmark can have."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """Measures every stage."""
+class BenchmarkConfig:
+    """Measure the speed and memory of every stage."""
 
-    only: tuple[Row, ...] = ROWS
+    only: tuple[RowName, ...] = ROWS
     """Which rows."""
     against: Literal["torch"] | None = None
     """Measure PyTorch's counterparts too."""
     batch: int | None = None
-    """Images at once, in every row."""
+    """The batch size of every row."""
     repeats: int = 20
     """Measurements of a row, at most."""
     seconds: float = 60.0
-    """For the measurements of a row, compiling apart; one is always made."""
+    """For the measurements of a row, without compilation; one is always made."""
     out: Path | None = None
     """A folder for `benchmark.md` and `benchmark.json`."""
     quick: bool = False
-    """Tiny networks and images: whether it runs, not how fast."""
+    """Tiny networks and images: to test the command, not to measure."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.seconds <= 0:
@@ -70,127 +76,121 @@ class Config:
             raise BenchmarkError(f"--batch must be at least 1, got {self.batch}")
 
     def scale(self) -> Scale:
-        """Returns the sizes for this machine."""
+        """Return the sizes for this machine."""
         if self.batch is not None and self.batch % jax.device_count():
             raise BenchmarkError(
                 f"--batch must be a multiple of the {jax.device_count()} devices, got {self.batch}"
             )
         full = CPU if jax.default_backend() == "cpu" else ACCELERATOR
-        return (QUICK if self.quick else full).of_batch(self.batch)
+        return (QUICK if self.quick else full).with_batch(self.batch)
 
 
-BUILDERS: Final[dict[Row, Callable[[Scale], Iterator[Workload]]]] = {
-    "classify": training_workloads.classifying,
-    "localize": inference_workloads.localizing,
-    "seed": inference_workloads.seeding,
-    "relate": training_workloads.relating,
-    "walk": inference_workloads.walking,
-    "segment": training_workloads.segmenting,
-    "predict": inference_workloads.predicting,
-}
-"""What makes the workloads of a row; the other rows begin with files."""
-
-
-def compare(workload: Workload, peak: Peak, config: Config) -> Iterator[Measurement]:
-    """Gives the rows of one workload: ours and, if asked for, theirs, measured in turn."""
+def measure_workload(
+    workload: Workload, peak: Peak, config: BenchmarkConfig
+) -> Iterator[Measurement]:
+    """Measure our implementation of a workload and its counterparts, in alternation."""
     case = workload.case
-    ours = Compiled(workload)
+    ours = CompiledWorkload(workload)
     runners: dict[str, Runner] = {OURS: ours}
-    failed: dict[str, str] = {}
-    if config.against and case.peer:
+    failures: dict[str, str] = {}
+    if config.against and case.has_peer:
         for by, make in torch_peers.counterparts(case).items():
             try:
                 runners[by] = make()
-            except Exception as error:  # theirs, whatever it is: ours goes on
-                failed[by] = one_line(error)
-    times = take_turns(runners, config.repeats, config.seconds)
-    for by, found in times.items():
-        mine = by == OURS
-        yield measured(
-            case.row,
-            case.name,
-            runners[by].images,
-            found,
-            by=by,
-            cost=ours.cost if mine else torch_peers.cost(),
-            peak=peak if mine else None,
-            dtype=workload.dtype,
-            compile_seconds=ours.compile_seconds if mine else None,
-            peak_bytes_in_use=peak_in_use() if mine else None,
-        )
-    for by, why in failed.items():
-        yield Measurement(case.row, case.name, by, case.images, note=why)
+            except Exception as error:  # whatever fails in PyTorch is a note in its row
+                failures[by] = one_line(error)
+    all_times = time_alternating(runners, config.repeats, config.seconds)
+    yield measurement_of(
+        case.row,
+        case.title,
+        case.images,
+        all_times.pop(OURS),
+        cost=ours.cost,
+        peak=peak,
+        dtype=workload.dtype,
+        compile_seconds=ours.compile_seconds,
+        peak_bytes_in_use=peak_bytes_in_use(),
+    )
+    for by, times in all_times.items():
+        images, cost = runners[by].images, torch_peers.gpu_memory_cost()
+        yield measurement_of(case.row, case.title, images, times, by=by, cost=cost)
+    for by, note in failures.items():
+        yield Measurement(case.row, case.title, by, case.images, note=note)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Returns whether an error, of JAX or of PyTorch, is one of memory."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "resource_exhausted" in said or "out of memory" in said
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether JAX or PyTorch ran out of memory."""
+    message = str(error).lower()
+    memory = "resource_exhausted" in message or "out of memory" in message
+    return isinstance(error, MemoryError) or memory
 
 
 def one_line(error: Exception) -> str:
-    """Returns what an error says, in a cell."""
-    said = " ".join(str(error).split())[:120].replace("|", "/")
-    return "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {said}"
+    """Format an error for a cell of the table."""
+    message = " ".join(str(error).split())[:120].replace("|", "/")
+    return "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {message}"
 
 
-def rows_of(config: Config, scale: Scale, peak: Peak) -> Iterator[Measurement]:
-    """Gives the rows one by one; one that does not fit in memory says so, and the others go on."""
+def measure_rows(config: BenchmarkConfig, scale: Scale, peak: Peak) -> Iterator[Measurement]:
+    """Measure row by row; one that runs out of memory gets a note, and the others go on."""
 
-    def guarded(row: Row, rows: Callable[[], Iterator[Measurement]]) -> Iterator[Measurement]:
+    def or_note(row: RowName, measurements: Iterator[Measurement]) -> Iterator[Measurement]:
         try:
-            yield from rows()
+            yield from measurements
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             yield Measurement(row, "", OURS, scale.batches[row], note="out of memory")
         gc.collect()
 
-    def workloads(row: Row) -> Iterator[Measurement]:
-        for workload in BUILDERS[row](scale):
-            yield from guarded(row, partial(compare, workload, peak, config))
+    def measure_row(row: RowName) -> Iterator[Measurement]:
+        for workload in WORKLOADS[row](scale):
+            yield from or_note(row, measure_workload(workload, peak, config))
 
     for row in config.only:
-        if row in BUILDERS:
-            yield from guarded(row, partial(workloads, row))
-    if "loader" in config.only or "whole" in config.only:
-        with films(scale) as source:
+        if row in WORKLOADS:
+            yield from or_note(row, measure_row(row))
+    if {"loader", "end_to_end"} & {*config.only}:
+        with phantom_images(scale) as source:
             if "loader" in config.only:
-                yield from loading(scale, source, config.repeats, config.seconds)
-            if "whole" in config.only:
-                yield from guarded("whole", partial(whole, scale, source))
+                yield from measure_loader(scale, source, config.repeats, config.seconds)
+            if "end_to_end" in config.only:
+                yield from or_note("end_to_end", measure_end_to_end(scale, source))
 
 
-def benchmark(config: Config) -> tuple[dict[str, Any], list[Measurement]]:
-    """Measures, a line for each row as it comes; returns what it was measured on, and the rows."""
+def run_benchmark(config: BenchmarkConfig) -> tuple[dict[str, Any], list[Measurement]]:
+    """Measure and print every row; return a description of the machine, and the rows."""
     if config.against:
-        if missing := torch_peers.missing():
+        if missing := torch_peers.missing_packages():
             print(f"{missing} Only our own numbers follow.")
-            config = Config(**{**vars(config), "against": None})
+            config = replace(config, against=None)
         else:
-            torch_peers.share_memory()
+            torch_peers.disable_preallocation()
     keep_memory()
     scale = config.scale()
     peak = peak_of(jax.local_devices()[0])
-    told = about(peak, torch=config.against is not None, quick=config.quick)
+    machine = describe_machine(peak, torch=config.against is not None, quick=config.quick)
     rows = []
-    for row in rows_of(config, scale, peak):
+    for row in measure_rows(config, scale, peak):
         rate = f"{row.images_per_second:,.4g} images/s" if row.images_per_second else ""
-        print(f"{row.row:9} {row.by:14} {row.name}: {rate} {row.note}".rstrip(), flush=True)
+        print(f"{row.row:11} {row.by:14} {row.title}: {rate} {row.note}".rstrip(), flush=True)
         rows.append(row)
-    return told, rows
+    return machine, rows
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, measures, prints the table and writes it."""
-    with errors_to_exit_code_2(BenchmarkError):
+    """Parse the command line, measure, print the table and write it."""
+    with exit_on_errors(BenchmarkError):
         config = tyro.cli(
-            Config, prog="python -m experiments.benchmark", args=arguments, description=__doc__
+            BenchmarkConfig,
+            prog="python -m experiments.benchmark",
+            args=arguments,
+            description=__doc__,
         )
-        told, rows = benchmark(config)
-    print(f"\n{markdown(told, rows)}")
+        machine, rows = run_benchmark(config)
+    print(f"\n{markdown(machine, rows)}")
     if config.out is not None:
-        write(config.out, told, rows)
+        write_table(config.out, machine, rows)
         print(f"Written: {config.out / 'benchmark'}.md, .json")
 
 

@@ -1,1 +1,1 @@
-"""Benchmark workloads, timing, roofline, PyTorch peers."""
+"""Workloads, timing, roofline and table of `experiments.benchmark`, and its PyTorch counterparts."""

@@ -1,12 +1,12 @@
-"""What a device could do at best: operations a second, and bytes a second to and from its memory.
+"""Hardware peaks and the cost of compiled functions: operations and bytes per second.
 
-From the makers' data sheets, dense (NVIDIA's 2:4 sparsity doubles what they print): NVIDIA A100
+Peaks are from the makers' data sheets, dense (NVIDIA's 2:4 sparsity would double them): NVIDIA A100
 (2021: 312 and 156 TFLOP/s; 1.555, 1.935, 2.039 TB/s), H100 (2023: SXM 989 and 494, PCIe 756 and 378,
 NVL 835 and 417 TFLOP/s; 3.35, 2.0, 3.9 TB/s), H200 (2024: 989 and 494 TFLOP/s, 4.8 TB/s); Google
 Cloud TPU's system architecture pages, v4, v5e, v5p, v6e (275, 197, 459, 918 TFLOP/s; 1.228, 0.819,
-2.765, 1.638 TB/s). On NVIDIA's devices float32 is TF32, and TPUs multiply float32 in bfloat16: XLA's
-default on both. A device that is not listed, and any CPU, is measured: a large product, and a large
-array read and written.
+2.765, 1.638 TB/s). Float32 is TF32 on NVIDIA's devices and is multiplied in bfloat16 on TPUs: XLA's
+default on both. On a device that is not listed, and on any CPU, peaks are measured: a large matrix
+product, and a large array read and written.
 """
 
 import time
@@ -21,19 +21,19 @@ from jax.typing import DTypeLike
 
 @dataclass(frozen=True)
 class Peak:
-    """One device's limits, and where they come from."""
+    """A device's peak rates, and their source."""
 
     bfloat16: float  # operations a second
     float32: float
     bandwidth: float  # bytes a second
     source: str = "data sheet"
 
-    def rate(self, dtype: DTypeLike) -> float:
-        """Returns the operations a second in a precision."""
+    def flops_per_second(self, dtype: DTypeLike) -> float:
+        """Return the operations a second in a precision."""
         return self.bfloat16 if jnp.dtype(dtype) == jnp.bfloat16 else self.float32
 
 
-KNOWN: Final[dict[str, Peak]] = {
+DATA_SHEETS: Final[dict[str, Peak]] = {
     "H200": Peak(989e12, 494e12, 4.8e12),
     "H100 NVL": Peak(835e12, 417e12, 3.9e12),
     "H100 PCIe": Peak(756e12, 378e12, 2.0e12),
@@ -47,73 +47,74 @@ KNOWN: Final[dict[str, Peak]] = {
     "TPU v5": Peak(459e12, 459e12, 2.765e12),
     "TPU v6": Peak(918e12, 918e12, 1.638e12),
 }
-"""By a part of what JAX calls the kind of device; the first that fits counts."""
+"""By a substring of JAX's `device_kind`; the first match counts."""
 
 
-def known(kind: str) -> Peak | None:
-    """Returns the limits of a kind of device, if it is listed."""
-    return next((peak for part, peak in KNOWN.items() if part in kind), None)
+def data_sheet_peak(kind: str) -> Peak | None:
+    """Return the data sheet's peak of a kind of device, None if it is not listed."""
+    return next((peak for part, peak in DATA_SHEETS.items() if part in kind), None)
 
 
 def peak_of(device: Any) -> Peak:
-    """Returns the limits of a device, measured on it where it is not listed."""
-    return known(device.device_kind) or measured(device)
+    """Return a device's peak, measured on it if it is not listed."""
+    return data_sheet_peak(device.device_kind) or measure_peak(device)
 
 
-def measured(device: Any, side: int = 2048, length: int = 2**26) -> Peak:
-    """Returns what a product of two `side` x `side` matrices and rewriting `length` floats reach."""
+def measure_peak(device: Any, side: int = 2048, length: int = 2**26) -> Peak:
+    """Measure a product of two `side` x `side` matrices and the rewriting of `length` floats."""
     with jax.default_device(device):
         square = jax.jit(lambda matrix: matrix @ matrix)
         rates = {}
         for dtype in (jnp.bfloat16, jnp.float32):
             matrix = jnp.full((side, side), 1 / side, dtype)
-            rates[dtype] = 2 * side**3 / _least(square, matrix)
+            rates[dtype] = 2 * side**3 / _min_seconds(square, matrix)
         numbers = jnp.ones(length, jnp.float32)
-        # In place, as a system takes longer to give new memory than to fill it.
+        # In place, because new memory takes longer to be mapped than to be filled.
         negate = jax.jit(jnp.negative, donate_argnums=0)
-        bandwidth = 2 * numbers.nbytes / _least(negate, numbers)
+        bandwidth = 2 * numbers.nbytes / _min_seconds(negate, numbers)
     source = f"measured in this run: a product of {side} x {side}, {length} float32 rewritten"
     return Peak(rates[jnp.bfloat16], rates[jnp.float32], bandwidth, source)
 
 
-def _least(function: Callable[[Any], Any], argument: Any, repeats: int = 5) -> float:
-    """Returns the least seconds of a few calls, each on what the one before gave."""
-    result, found = jax.block_until_ready(function(argument)), []
+def _min_seconds(function: Callable[[Any], Any], argument: Any, repeats: int = 5) -> float:
+    """Time a few calls, each on the result of the one before, and return the minimum."""
+    result, samples = jax.block_until_ready(function(argument)), []
     for _ in range(repeats):
-        began = time.perf_counter()
+        started = time.perf_counter()
         result = jax.block_until_ready(function(result))
-        found.append(time.perf_counter() - began)
-    return min(found)
+        samples.append(time.perf_counter() - started)
+    return min(samples)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One call's floating point operations and bytes moved, and the bytes it holds; None if unknown."""
+    """Floating point operations, bytes moved and bytes of memory of one call; None if unknown."""
 
-    flops: float | None
-    moved: float | None
-    memory: int | None
+    flops: float | None = None
+    bytes_moved: float | None = None
+    memory: int | None = None
 
 
-def cost_of(compiled: Any) -> Cost:
-    """Returns the cost of what `jax.jit(...).lower(...).compile()` gave.
+def cost_of(compiled: jax.stages.Compiled) -> Cost:
+    """Return the cost of a compiled function, as XLA counts it.
 
-    Memory is arguments, results and scratch; what a result takes over from an argument counts once.
+    Memory is arguments, results and scratch; a donated buffer counts once.
     """
-    counted = compiled.cost_analysis() or {}
-    held = compiled.memory_analysis()
+    counts: Any = compiled.cost_analysis() or {}
+    sizes: Any = compiled.memory_analysis()
     memory = None
-    if held is not None:
-        parts = (held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes)
-        memory = sum(parts) - held.alias_size_in_bytes
-    return Cost(_positive(counted.get("flops")), _positive(counted.get("bytes accessed")), memory)
+    if sizes is not None:
+        total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+        memory = total + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+    # XLA reports -1 or 0 for what it cannot count.
+    flops, bytes_moved = (
+        count if count is not None and count > 0 else None
+        for count in (counts.get("flops"), counts.get("bytes accessed"))
+    )
+    return Cost(flops, bytes_moved, memory)
 
 
-def peak_in_use() -> int | None:
-    """Returns the most bytes the first device has held since the program began, where it tells."""
-    told = jax.local_devices()[0].memory_stats() or {}
-    return told.get("peak_bytes_in_use")
-
-
-def _positive(count: float | None) -> float | None:
-    return count if count is not None and count > 0 else None
+def peak_bytes_in_use() -> int | None:
+    """Return the first device's maximum of allocated bytes so far, None where it is not counted."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use")

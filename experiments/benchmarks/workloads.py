@@ -1,75 +1,95 @@
-"""What a benchmark runs and how large: the rows, the sizes for a device, and a row ready to be timed."""
+"""Benchmark workloads: what each row runs, and at which sizes on which kind of device.
 
-import time
+Trainings are the loop's own step with the stage's loss, optimizer and precision, on one batch again and
+again. Weights are random: they do not change the speed.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, get_args
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, UInt8
 
-from chexseg_jax.models.spec import DENSENET121, RESNET18, RESNET50, BackboneSpec
-from experiments.benchmarks.roofline import Cost, cost_of
+from chexseg_jax.images import IMAGENET
+from chexseg_jax.inference.apply import Cams, MaskProbabilities
+from chexseg_jax.models.deeplab import DeepLabV3Plus
+from chexseg_jax.models.irnet import IRNet
+from chexseg_jax.models.spec import DENSENET121, RESNET18, RESNET50, BackboneSpec, build_backbone
+from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
+from chexseg_jax.pseudolabels.affinity import paths
+from chexseg_jax.pseudolabels.crf import seeds_from_cams
+from chexseg_jax.pseudolabels.random_walk import chebyshev, random_walk
+from chexseg_jax.runtime.cpu import compiler_options, compute_dtype
+from chexseg_jax.runtime.sharding import global_mesh, replicated, shard_global_batch, shard_local
+from chexseg_jax.stages import classifier as classifier_stage
+from chexseg_jax.stages import irnet as irnet_stage
+from chexseg_jax.stages import segmenter as segmenter_stage
+from chexseg_jax.stages.pseudo_masks import PseudoMasksConfig
+from chexseg_jax.stages.seeds import STRIDE, SeedsConfig
+from chexseg_jax.training.step import Batch, Objective, init_state, make_step
 
-Row = Literal[
-    "classify", "localize", "seed", "relate", "walk", "segment", "predict", "loader", "whole"
+RowName = Literal[
+    "classifier",
+    "cams",
+    "seeds",
+    "irnet",
+    "random_walk",
+    "segmenter",
+    "predict",
+    "loader",
+    "end_to_end",
 ]
-ROWS: Final[tuple[Row, ...]] = get_args(Row)
+ROWS: Final[tuple[RowName, ...]] = get_args(RowName)
+MAPS: Final = len(PATHOLOGIES)
 
-Walk = tuple[int, int, int]
-"""The side of the grid, the radius, the steps."""
+
+class WalkSize(NamedTuple):
+    """The sizes of one random walk."""
+
+    side: int
+    radius: int
+    steps: int
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the rows are on a kind of device."""
+    """The sizes of all rows on a kind of device."""
 
-    batches: dict[Row, int]
+    batches: dict[RowName, int]
     image_size: int = 320
-    irnet_size: int = 512  # of the images that IRNet trains on
+    irnet_size: int = 512  # side of IRNet's training images
     radius: int = 10  # of IRNet's pairs
-    walks: tuple[Walk, ...] = ((80, 3, 8), (80, 5, 256), (128, 5, 256))
+    walks: tuple[WalkSize, ...] = (
+        WalkSize(80, 3, 8),
+        WalkSize(80, 5, 256),
+        WalkSize(128, 5, 256),
+    )
     classifier: BackboneSpec = DENSENET121
-    encoder: BackboneSpec = RESNET18  # the segmenter's, of the paper's code
-    irnet: BackboneSpec = RESNET50  # its backbone, of the paper's code
+    encoder: BackboneSpec = RESNET18  # of the segmenter, as in the paper's code
+    irnet: BackboneSpec = RESNET50  # IRNet's backbone, as in the paper's code
     decoder: int = 256  # channels of the segmenter's decoder
-    loaded: int = 4096  # images that the loader reads at most
-    whole: tuple[int, int] = (512, 2560)  # images of the two runs from end to end
-    films: int = 64  # different images that are drawn for both
+    loader_images: int = 4096  # read in one repeat of the loader, at most
+    end_to_end_images: tuple[int, int] = (512, 2560)  # of the short and the long run
+    phantoms: int = 64  # different images that `loader` and `end_to_end` read
 
-    def of_batch(self, batch: int | None) -> "Scale":
-        """Returns the same sizes with another number of images at once in every row."""
+    def with_batch(self, batch: int | None) -> "Scale":
+        """Return these sizes with another batch size in every row, unless it is None."""
         return self if batch is None else replace(self, batches=dict.fromkeys(ROWS, batch))
 
 
-ACCELERATOR: Final = Scale(
-    {
-        "classify": 128,
-        "localize": 128,
-        "seed": 16,
-        "relate": 16,
-        "walk": 64,
-        "segment": 64,
-        "predict": 64,
-        "loader": 128,
-        "whole": 128,
-    }
-)
+ACCELERATOR: Final = Scale(dict(zip(ROWS, (128, 128, 16, 16, 64, 64, 64, 128, 128), strict=True)))
 CPU: Final = Scale(
-    {
-        "classify": 8,
-        "localize": 8,
-        "seed": 2,
-        "relate": 2,
-        "walk": 4,
-        "segment": 8,
-        "predict": 8,
-        "loader": 8,
-        "whole": 4,
-    },
+    dict(zip(ROWS, (8, 8, 2, 2, 4, 8, 8, 8, 4), strict=True)),
     irnet_size=256,
-    loaded=1024,
-    whole=(4, 12),
+    loader_images=1024,
+    end_to_end_images=(4, 12),
 )
 """Smaller batches, and smaller images for IRNet."""
 
@@ -79,70 +99,242 @@ QUICK: Final = Scale(
     image_size=64,
     irnet_size=64,
     radius=3,
-    walks=((16, 3, 8),),
+    walks=(WalkSize(16, 3, 8),),
     classifier=TINY,
     encoder=TINY,
     irnet=TINY,
     decoder=8,
-    loaded=64,
-    whole=(8, 16),
-    films=8,
+    loader_images=64,
+    end_to_end_images=(8, 16),
+    phantoms=8,
 )
-"""Seconds for everything: that the command works, not how fast anything is."""
+"""Everything in seconds: to test the command, not to measure."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row's measures: what a counterpart needs to know to do the same."""
+    """One row's sizes, as far as a PyTorch counterpart needs them."""
 
-    row: Row
-    name: str
-    images: int  # at once
+    row: RowName
+    title: str
+    images: int  # in a batch
     size: int  # side of the images or of the grid
     radius: int = 0
     steps: int = 0
-    peer: bool = True  # whether there is anything to compare with
+    has_peer: bool = True
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A function as a stage calls it, and its arguments on the devices."""
+    """A jitted function as a stage calls it, and its arguments on the devices."""
 
     case: Case
-    function: Any  # made by `jax.jit`
+    function: jax.stages.Wrapped
     arguments: tuple[Any, ...]
-    learns: bool = False  # whether the first argument is given away, and is the first result
-    dtype: DTypeLike = jnp.float32  # in which most is multiplied
-    flops: float | None = None  # of one call, where loops hide them from XLA's count
-    moved: float | None = None  # bytes, likewise
+    is_training: bool = False  # the first argument is donated, and replaced by the first result
+    dtype: DTypeLike = jnp.float32  # of most products
+    flops: float | None = None  # of a call, where XLA does not count loops
+    bytes_moved: float | None = None  # likewise
 
 
-class Compiled:
-    """A workload, lowered and compiled: a `Runner` that knows its cost."""
+def training_step(
+    case: Case,
+    model: nnx.Module,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    trained: nnx.filterlib.Filter = nnx.Param,
+) -> Workload:
+    """Return the training step of a model on one batch."""
+    mesh = global_mesh()
+    graph, state = init_state(model, optimizer, trained)
+    state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(mesh)))
+    step = make_step(graph, objective, optimizer, jax.random.key(0), trained)
+    signals = shard_global_batch(np.zeros(jax.local_device_count(), np.int32), mesh)
+    arguments = (state, shard_global_batch(batch, mesh), np.int32(0), signals, None)
+    return Workload(case, step, arguments, is_training=True, dtype=compute_dtype())
 
-    def __init__(self, workload: Workload) -> None:
-        """Compiles, and takes the time of it."""
-        began = time.perf_counter()
-        self._run = workload.function.lower(*workload.arguments).compile()
-        self.compile_seconds = time.perf_counter() - began
-        self._arguments, self._learns = workload.arguments, workload.learns
-        self.images = workload.case.images
-        counted, devices = cost_of(self._run), jax.device_count()
-        self._one_by_one = jax.default_backend() == "cpu" and devices > 1
-        self.cost = Cost(
-            workload.flops / devices if workload.flops else counted.flops,
-            workload.moved / devices if workload.moved else counted.moved,
-            counted.memory,
+
+def inference_step(case: Case, apply: Callable[..., Any], model: nnx.Module) -> Workload:
+    """Return what `jit_inference` compiles, without the transfers from and to the host."""
+    graph, state = nnx.split(model)
+    state = jax.device_put(state, replicated(global_mesh()))
+
+    def run(state: Any, images: Any) -> Any:
+        return apply(nnx.merge(graph, state), images)
+
+    function = jax.jit(run, compiler_options=compiler_options())
+    images = shard_local(random_images(case.images, case.size), global_mesh())
+    return Workload(case, function, (state, images), dtype=compute_dtype())
+
+
+def classifier_workloads(scale: Scale) -> Iterator[Workload]:
+    """Yield the classifier's training step."""
+    images, size = scale.batches["classifier"], scale.image_size
+    config = classifier_stage.ClassifierConfig(network=scale.classifier)
+    labels = np.random.default_rng(2).integers(-2, 2, (images, len(OBSERVATIONS)), dtype=np.int8)
+    yield training_step(
+        Case("classifier", f"{network_name(scale.classifier)} training, {size} px", images, size),
+        config.network_spec(size).build(),
+        classifier_stage.objective(config),
+        optax.adam(config.learning_rate),
+        {"images": random_images(images, size), "labels": labels},
+    )
+
+
+def cams_workloads(scale: Scale) -> Iterator[Workload]:
+    """Yield Grad-CAM of ten pathologies."""
+    size = scale.image_size
+    case = Case("cams", f"Grad-CAM of {MAPS}, {size} px", scale.batches["cams"], size)
+    model = build_backbone(scale.classifier, len(OBSERVATIONS), jax.random.key(0))
+    yield inference_step(case, Cams(IMAGENET), model)
+
+
+def seeds_workloads(scale: Scale) -> Iterator[Workload]:
+    """Yield the CRF of ten pathologies at both thresholds.
+
+    Its operations, for each pair of cells: once the distance of three features and an exponential
+    (counted as one), and in every iteration the product with twice ten maps. Its bytes: those maps read
+    and written in every iteration.
+    """
+    images, side = scale.batches["seeds"], scale.image_size // STRIDE
+    config = SeedsConfig()
+    seeds = partial(
+        seeds_from_cams,
+        config=config.crf,
+        foreground=config.foreground,
+        background=config.background,
+        stride=STRIDE,
+    )
+    pairs, maps, iterations = float(side) ** 4, 2 * MAPS, config.crf.iterations
+    arguments = (
+        smooth_maps(images, side),
+        random_images(images, side).astype(np.float32),
+        np.ones((images, MAPS), np.int32),
+    )
+    yield Workload(
+        Case("seeds", f"CRF of {MAPS}, {side} x {side}", images, side, steps=iterations),
+        jax.jit(seeds),
+        shard_local(arguments, global_mesh()),
+        flops=images * pairs * (10 + 2 * maps * iterations),
+        bytes_moved=images * side**2 * 4.0 * 2 * maps * iterations,
+    )
+
+
+def irnet_workloads(scale: Scale) -> Iterator[Workload]:
+    """Yield IRNet's training step on the release's backbone and on the classifier."""
+    images, size, radius = scale.batches["irnet"], scale.irnet_size, scale.radius
+    config = irnet_stage.IrnetConfig(radius=radius)
+    foreground = disc_masks(images, size // 4).astype(np.int8)
+    ignored = np.random.default_rng(3).random(foreground.shape) < 0.2
+    seeds = np.where(ignored, np.int8(-1), foreground)
+    for network, stride in {scale.irnet: 16, scale.classifier: 32}.items():
+        key = jax.random.key(0)
+        backbone = build_backbone(network, 14, key, output_stride=stride, dilated=False)
+        title = f"IRNet training on {network_name(network)}, radius {radius}, {size} px"
+        yield training_step(
+            Case("irnet", title, images, size, radius, has_peer=network == scale.irnet),
+            IRNet(backbone, rngs=nnx.Rngs(0), dtype=compute_dtype()),
+            irnet_stage.objective(radius, IMAGENET),
+            irnet_stage.optimizer(config, 1000),
+            {"images": random_images(images, size), "seeds": seeds},
+            irnet_stage.HEADS,
         )
 
-    def start(self) -> Any:
-        """Starts a call; a training goes on from the state that the last one left."""
-        result = self._run(*self._arguments)
-        if self._learns:
-            self._arguments = (result[0], *self._arguments[1:])
-        # On CPUs calls that wait for one another's devices can take all of XLA's threads, and hang.
-        return jax.block_until_ready(result) if self._one_by_one else result
 
-    def wait(self, started: Any) -> None:
-        """Waits for a call."""
-        jax.block_until_ready(started)
+def random_walk_workloads(scale: Scale) -> Iterator[Workload]:
+    """Yield the random walk of ten maps at every size.
+
+    Its operations, in each product with the matrix: a difference, a product and a sum for each neighbour
+    of each cell of each map. Its bytes: each pair's affinity read, and the maps read and written, once a
+    product. Eight steps are eight products, 256 are 90.
+    """
+    images, beta = scale.batches["random_walk"], PseudoMasksConfig().beta
+    for side, radius, steps in scale.walks:
+        walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
+        title = f"walk of {MAPS}, {side} x {side}, radius {radius}, {steps} steps"
+        cells, pairs = float(images * side**2), len(paths(radius))
+        products = len(chebyshev(steps)) - 1
+        boundaries = np.random.default_rng(4).random((images, side, side), np.float32) ** 4
+        yield Workload(
+            Case("random_walk", title, images, side, radius, steps),
+            jax.jit(walk),
+            shard_local((smooth_maps(images, side), boundaries), global_mesh()),
+            flops=3 * cells * 2 * pairs * MAPS * products,
+            bytes_moved=4 * cells * (pairs + 2 * MAPS) * products,
+        )
+
+
+def segmenter_workloads(scale: Scale) -> Iterator[Workload]:
+    """Yield the segmenter's training step on the release's encoder and on the classifier."""
+    images, size = scale.batches["segmenter"], scale.image_size
+    config = segmenter_stage.SegmenterConfig(width=scale.decoder)
+    batch = {
+        "images": random_images(images, size),
+        "masks": disc_masks(images, size).astype(np.uint8),
+        "valid": np.ones((images, MAPS), bool),
+    }
+    for network in dict.fromkeys((scale.encoder, scale.classifier)):
+        title = f"DeepLabv3+ {network_name(network)} training, {size} px"
+        yield training_step(
+            Case("segmenter", title, images, size, has_peer=network == scale.encoder),
+            deeplab(network, scale.decoder),
+            segmenter_stage.objective(IMAGENET),
+            optax.adam(config.learning_rate),
+            batch,
+        )
+
+
+def predict_workloads(scale: Scale) -> Iterator[Workload]:
+    """Yield the segmenter's inference."""
+    size = scale.image_size
+    case = Case("predict", f"DeepLabv3+ masks, {size} px", scale.batches["predict"], size)
+    yield inference_step(case, MaskProbabilities(IMAGENET), deeplab(scale.encoder, scale.decoder))
+
+
+WORKLOADS: Final[dict[RowName, Callable[[Scale], Iterator[Workload]]]] = {
+    "classifier": classifier_workloads,
+    "cams": cams_workloads,
+    "seeds": seeds_workloads,
+    "irnet": irnet_workloads,
+    "random_walk": random_walk_workloads,
+    "segmenter": segmenter_workloads,
+    "predict": predict_workloads,
+}
+"""The workloads of the rows on a device; `loader` and `end_to_end` read files instead."""
+
+
+def deeplab(network: BackboneSpec, width: int) -> DeepLabV3Plus:
+    """Build a segmenter with random weights and an encoder of output stride 16."""
+    encoder = build_backbone(network, len(OBSERVATIONS), jax.random.key(0), output_stride=16)
+    return DeepLabV3Plus(encoder, width=width, dtype=compute_dtype(), rngs=nnx.Rngs(0))
+
+
+def network_name(network: BackboneSpec) -> str:
+    """Return a network's usual name, which counts its layers with weights and its head."""
+    per_block = 3 if network.bottleneck else 2
+    layers = per_block * sum(network.blocks) + (5 if network.kind == "densenet" else 2)
+    return f"{'DenseNet' if network.kind == 'densenet' else 'ResNet'}-{layers}"
+
+
+def random_images(images: int, size: int) -> UInt8[np.ndarray, "b s s 1"]:
+    """Return images of noise."""
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (images, size, size, 1), dtype=np.uint8)
+
+
+def disc_masks(images: int, side: int) -> Bool[np.ndarray, "b s s k"]:
+    """Return a disc at a random place for each pathology of each image."""
+    generator = np.random.default_rng(1)
+    centers = generator.uniform(0.2, 0.8, (2, images, 1, 1, MAPS)) * side
+    radii = generator.uniform(0.1, 0.3, (images, 1, 1, MAPS)) * side
+    ys, xs = np.mgrid[:side, :side][..., None, :, :, None]
+    return (ys - centers[0]) ** 2 + (xs - centers[1]) ** 2 < radii**2
+
+
+def smooth_maps(images: int, side: int) -> Float[np.ndarray, "b s s k"]:
+    """Return a smooth map with a peak of 1 for each pathology of each image."""
+    centers = np.random.default_rng(5).uniform(0, side, (2, images, 1, 1, MAPS))
+    ys, xs = np.mgrid[:side, :side][..., None, :, :, None]
+    squares = (ys - centers[0]) ** 2 + (xs - centers[1]) ** 2
+    return np.exp(-squares / (side / 4) ** 2).astype(np.float32)

@@ -1,13 +1,14 @@
-"""PyTorch's counterparts of the rows, for `experiments.benchmark --against torch`.
+"""PyTorch counterparts of the benchmark's rows, for `experiments.benchmark --against torch`.
 
-The only modules of the project that import torch, and only once a benchmark asks for it. Networks are
-torchvision's and segmentation_models.pytorch's. The maps' algorithms have the released ones' shape and
-are written here: a pass back for each class, a dense affinity matrix squared again and again.
+No other package of the project imports torch, and this one only on demand. The networks are
+torchvision's and segmentation_models.pytorch's. CAMs, CRF, walk and IRNet's loss follow the algorithms
+of the released code: a backward pass for each class, a dense affinity matrix squared repeatedly.
 """
 
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from typing import Final
 
 import jax
 
@@ -15,22 +16,24 @@ from experiments.benchmarks.roofline import Cost
 from experiments.benchmarks.timing import Runner
 from experiments.benchmarks.workloads import Case
 
-PACKAGES = {"torch": "torch", "torchvision": "torchvision"} | {
-    "segmentation_models_pytorch": "segmentation-models-pytorch"
+PACKAGES: Final = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
 }
-"""What is imported, and what is installed."""
+"""Packages to install, by module."""
 
 
-def missing() -> str | None:
-    """Returns a sentence about packages that are not installed, None if all are."""
+def missing_packages() -> str | None:
+    """Return a message about packages that are not installed, None if all are."""
     absent = [name for module, name in PACKAGES.items() if find_spec(module) is None]
     if not absent:
         return None
     return f"--against torch needs {', '.join(absent)}: pip install {' '.join(PACKAGES.values())}."
 
 
-def share_memory() -> None:
-    """Keeps JAX, before it has touched a GPU, from taking the memory that PyTorch will want."""
+def disable_preallocation() -> None:
+    """Leave GPU memory for PyTorch; call it before JAX uses a GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -38,31 +41,34 @@ def share_memory() -> None:
 
 
 def counterparts(case: Case) -> dict[str, Callable[[], Runner]]:
-    """Returns what makes the counterparts of a row: eager and, for networks alone, compiled."""
-    from experiments.benchmarks.torch_peers import maps, networks, pairs
+    """Return the constructors of a row's counterparts: eager and, for networks alone, compiled."""
+    from experiments.benchmarks.torch_peers import irnet, networks, pseudolabels
 
-    kinds: dict[str, Callable[[Case], Runner]] = {
-        "localize": maps.grad_cam,
-        "seed": maps.crf,
-        "walk": maps.walk,
-        "relate": pairs.irnet,
+    eager: dict[str, Callable[[Case], Runner]] = {
+        "cams": pseudolabels.grad_cam_runner,
+        "seeds": pseudolabels.crf_runner,
+        "random_walk": pseudolabels.random_walk_runner,
+        "irnet": irnet.irnet_training_step,
     }
-    if case.row in kinds:
-        return {"torch": partial(kinds[case.row], case)}
-    made = {"classify": networks.classify, "segment": networks.segment, "predict": networks.predict}
-    make = made[case.row]
+    if case.row in eager:
+        return {"torch": partial(eager[case.row], case)}
+    make = {
+        "classifier": networks.classifier_training_step,
+        "segmenter": networks.segmenter_training_step,
+        "predict": networks.segmenter_inference_step,
+    }[case.row]
     return {
         "torch": partial(make, case, compiled=False),
         "torch.compile": partial(make, case, compiled=True),
     }
 
 
-def cost() -> Cost:
-    """Returns the most memory that PyTorch has held on a GPU since it was last asked."""
+def gpu_memory_cost() -> Cost:
+    """Return PyTorch's peak GPU memory since the last call."""
     import torch
 
     if not torch.cuda.is_available():
-        return Cost(None, None, None)
-    held = torch.cuda.max_memory_allocated()
+        return Cost()
+    allocated = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    return Cost(None, None, held)
+    return Cost(memory=allocated)
