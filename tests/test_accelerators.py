@@ -76,28 +76,28 @@ def descent():
 
 
 TRAININGS = {
-    "classify": (
+    "classifier": (
         classifier,
         lambda: classifier_stage.objective(classifier_stage.ClassifierConfig()),
         descent,
         nnx.Param,
         {"labels": shape(BATCH, 14, dtype=jnp.int8)},
     ),
-    "relate": (
+    "irnet": (
         irnet,
         lambda: irnet_stage.objective(3, IMAGENET),
-        lambda: irnet_stage.descent(irnet_stage.IrnetConfig(), 10),
+        lambda: irnet_stage.optimizer(irnet_stage.IrnetConfig(), 10),
         irnet_stage.HEADS,
         {"seeds": shape(BATCH, SIDE // 4, SIDE // 4, FINDINGS, dtype=jnp.int8)},
     ),
-    "segment": (
+    "segmenter": (
         segmenter,
         lambda: segmenter_stage.objective(IMAGENET),
         descent,
         nnx.Param,
         {
             "masks": shape(BATCH, SIDE, SIDE, FINDINGS, dtype=jnp.uint8),
-            "known": shape(BATCH, FINDINGS, dtype=bool),
+            "valid": shape(BATCH, FINDINGS, dtype=bool),
         },
     ),
 }
@@ -106,12 +106,17 @@ TRAININGS = {
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_of_every_training_lowers(name):
     network, objective, optimiser, trained, targets = TRAININGS[name]
-    structure, learned, kept = split_state(nnx.eval_shape(network), trained)
-    memory = jax.eval_shape(optimiser().init, learned)
-    step = make_step(structure, objective(), optimiser(), jax.random.key(0), trained)
+    graph, params, frozen = split_state(nnx.eval_shape(network), trained)
+    opt_state = jax.eval_shape(optimiser().init, params)
+    step = make_step(graph, objective(), optimiser(), jax.random.key(0), trained)
     text = lowered(
         step,
-        {"learned": learned, "kept": kept, "optimiser": memory, "sound": shape(dtype=bool)},
+        {
+            "params": params,
+            "frozen": frozen,
+            "opt_state": opt_state,
+            "all_finite": shape(dtype=bool),
+        },
         {"images": IMAGES, **targets},
         shape(dtype=jnp.int32),
         shape(1, dtype=jnp.int32),
@@ -121,7 +126,7 @@ def test_a_step_of_every_training_lowers(name):
 
 
 @pytest.mark.parametrize(
-    ("question", "network"),
+    ("function", "network"),
     [
         (Logits, classifier),
         (Cams, classifier),
@@ -129,13 +134,13 @@ def test_a_step_of_every_training_lowers(name):
         (MaskProbabilities, segmenter),
     ],
 )
-def test_every_question_lowers(question, network):
+def test_every_inference_function_lowers(function, network):
     structure, state = nnx.split(nnx.eval_shape(network))
 
-    def ask(state, images):
-        return question(IMAGENET)(nnx.merge(structure, state), images)
+    def apply(state, images):
+        return function(IMAGENET)(nnx.merge(structure, state), images)
 
-    text = lowered(jax.jit(ask), state, IMAGES)
+    text = lowered(jax.jit(apply), state, IMAGES)
     assert "bf16" in text and "stablehlo.convolution" in text
 
 

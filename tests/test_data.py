@@ -123,11 +123,19 @@ def test_pad_of_a_full_batch_is_the_batch():
 
 def test_what_is_kept_is_read_once():
     source = Numbers(count=5)
-    kept = letterboxed(source, 16, keep=3)
+    kept = letterboxed(source, 16, cache=3)
     for _ in range(2):
         for index in range(5):
             assert kept[index]["image_id"] == f"p{index}"
     assert source.reads == 5 + 2
+
+
+def test_validation_again_decodes_nothing_again():
+    source = Numbers(count=20)
+    validation = letterboxed(source, 16, cache=20)
+    passes = [[batch["images"] for batch, _ in ordered_batches(validation, 8)] for _ in range(3)]
+    assert source.reads == 20
+    np.testing.assert_array_equal(passes[2], passes[0])
 
 
 def test_subsets_and_choices():

@@ -15,6 +15,7 @@ from flax import nnx
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from chexseg_jax.models.layers import BatchNorm
+from chexseg_jax.training import metrics_log
 from chexseg_jax.training.loop import fit
 from chexseg_jax.training.metrics_log import (
     MetricsLog,
@@ -73,11 +74,11 @@ def test_numbers_go_to_the_file_and_to_every_sink(tmp_path):
         return opened[-1]
 
     with sending_to(opener, opener):
-        log = MetricsLog(tmp_path / "metrics.jsonl", 4, "segment")
+        log = MetricsLog(tmp_path / "metrics.jsonl", 4)
         log.add(5, {"loss": np.float32(0.5)})
         assert opened[0].rows == []  # not looked at before the next step is on its way
         log.write(5, {"score": 0.25})
-    MetricsLog(tmp_path / "elsewhere.jsonl", 0, "segment").write(1, {"score": 1.0})
+    MetricsLog(tmp_path / "elsewhere.jsonl", 0).write(1, {"score": 1.0})
     assert len(opened) == 2 and all(sink.closed for sink in opened)
     assert (opened[0].folder, opened[0].start) == (tmp_path, 4)
     assert opened[0].rows == opened[1].rows == [(5, {"score": 0.25}), (5, {"loss": 0.5})]
@@ -93,7 +94,7 @@ def test_sinks_are_closed_when_a_training_fails(tmp_path):
         return opened[-1]
 
     with pytest.raises(RuntimeError), sending_to(opener):
-        MetricsLog(tmp_path / "metrics.jsonl", 0, "segment")
+        MetricsLog(tmp_path / "metrics.jsonl", 0)
         raise RuntimeError
     assert opened[0].closed
 
@@ -120,7 +121,7 @@ def test_a_training_that_goes_on_shows_every_step_once(tmp_path):
     train(2)
     # Stopped after step 4, before its checkpoint: those rows are logged once more.
     with sending_to(TensorBoard):
-        log = MetricsLog(tmp_path / "metrics.jsonl", 2, "line")
+        log = MetricsLog(tmp_path / "metrics.jsonl", 2)
         for step in (3, 4):
             log.add(step, {"loss": 9.0})
         log.flush()
@@ -147,11 +148,11 @@ def test_tensorboard_keeps_pictures(tmp_path):
 
 LIMITED = """
 import pathlib, resource, signal, sys
-from chexseg_jax.logs import TensorBoard
-from experiments.endings import ending
+from chexseg_jax.training.metrics_log import TensorBoard
+from experiments.run.cli import managed_run
 
 folder = pathlib.Path(sys.argv[1])
-with ending(folder):
+with managed_run(folder):
     sink = TensorBoard(folder, 0)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -192,8 +193,8 @@ def test_weights_and_biases_only_when_asked_for(tmp_path, service):
     folder = tmp_path / "segment-0123"
     with sending_to(*sinks("chests")):
         folder.mkdir()
-        MetricsLog(folder / "metrics.jsonl", 0, "segment").write(1, {"score": 0.5})
-        MetricsLog(folder / "metrics.jsonl", 1, "segment").write(2, {"score": 0.75})
+        MetricsLog(folder / "metrics.jsonl", 0).write(1, {"score": 0.5})
+        MetricsLog(folder / "metrics.jsonl", 1).write(2, {"score": 0.75})
     settings = {
         "project": "chests",
         "id": "segment-0123",

@@ -10,9 +10,10 @@ import optax
 import pytest
 from flax import nnx
 
-from chexseg_jax.models.layers import BatchNorm, Linear
-from chexseg_jax.runtime.sharding import local_mesh, replicated
-from chexseg_jax.training.checkpoints import Checkpoints, restore_model, to_pure_dicts
+from chexseg_jax.images import IMAGENET
+from chexseg_jax.models.layers import BatchNorm, linear
+from chexseg_jax.models.spec import BackboneSpec, NetworkSpec
+from chexseg_jax.training.checkpoints import Checkpoints, restore, to_pure_dicts
 from chexseg_jax.training.data import shuffled_repeated
 from chexseg_jax.training.loop import NotFinite, fit, poly
 from chexseg_jax.training.metrics_log import read_metrics
@@ -24,12 +25,22 @@ class Net(nnx.Module):
 
     def __init__(self, seed=0):
         rngs = nnx.Rngs(seed)
-        self.first, self.norm = Linear(3, 8, rngs=rngs), BatchNorm(8)
-        self.last = Linear(8, 1, rngs=rngs)
+        self.first, self.norm = linear(3, 8, rngs=rngs), BatchNorm(8)
+        self.last = linear(8, 1, rngs=rngs)
 
     def __call__(self, rows, *, train=False):
         hidden = self.norm(self.first(rows)[:, None, None], train=train)[:, 0, 0]
         return self.last(jax.nn.relu(hidden))[:, 0]
+
+
+class NetSpec(NetworkSpec):
+    """The specification of `Net`."""
+
+    def build(self, seed=0, backbone=None):
+        return Net(seed)
+
+
+NET = NetSpec("classifier", BackboneSpec(), 1, 32, 32, IMAGENET)
 
 
 class Rows:
@@ -61,11 +72,11 @@ def train(folder, steps=12, **changes):
     # Not Adam: the bias before the norm has a gradient of rounding alone, which Adam would blow up.
     descent = optax.sgd(0.1, momentum=0.5)
     given = {"examples": shuffled_repeated(Rows(), 0), "objective": objective} | arguments | changes
-    return fit(Net(), optimiser=descent, **given)
+    return fit(Net(), optimizer=descent, **given)
 
 
 def weights(folder):
-    model = restore_model(folder, nnx.eval_shape(Net), replicated(local_mesh()))
+    model = restore(folder, NET)
     _, parameters, statistics = to_pure_dicts(model)
     return jax.tree.map(np.asarray, (parameters, statistics))
 
@@ -142,7 +153,7 @@ def test_a_signal_stops_after_a_step_that_is_kept(tmp_path, number, at):
 def on(monkeypatch, devices):
     """From here on trainings use the first devices alone."""
     few = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
-    monkeypatch.setattr("chexseg_jax.training.loop.mesh", lambda: few)
+    monkeypatch.setattr("chexseg_jax.training.loop.global_mesh", lambda: few)
 
 
 @pytest.fixture(scope="module")

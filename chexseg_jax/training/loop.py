@@ -1,8 +1,8 @@
-"""The one training loop.
+"""The training loop.
 
-A step is `jax.jit` over a mesh of all devices: the batch is split, the state is on all of them, and a
-mean over the batch, BatchNorm's included, is over the whole of it. (The release's data parallelism
-keeps statistics per device.) The order is: evaluate, save, draw, step, log.
+A step is `jax.jit` over a mesh of all devices: the batch is sharded, the state is replicated, and a mean
+over the batch, BatchNorm's included, is over the whole of it. (The release's data parallelism keeps
+statistics per device.) The order is: evaluate, save, load, step, log.
 """
 
 import math
@@ -35,11 +35,11 @@ from chexseg_jax.training.step import Objective, StepStatus, init_state, make_st
 
 
 class NotFinite(RuntimeError):
-    """The loss of a step, its gradient, or what it made of the weights, is not finite."""
+    """The loss of a step, its gradient or the updated weights are not finite."""
 
 
 def poly(rate: float, steps: int, power: float = 0.9) -> optax.Schedule:
-    """Returns rate (1 - t/T)^power, IRNet's schedule."""
+    """Return rate (1 - t/T)^power, IRNet's schedule."""
     return optax.polynomial_schedule(rate, 0.0, power, steps)
 
 
@@ -47,7 +47,7 @@ def fit(
     model: nnx.Module,
     examples: grain.MapDataset,
     objective: Objective,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     *,
     folder: Path,
     name: str,
@@ -59,74 +59,75 @@ def fit(
     trained: nnx.filterlib.Filter = nnx.Param,
     context: Any = None,
 ) -> dict[str, float]:
-    """Trains a model and returns the score and step of its best checkpoint.
+    """Train a model and return the score and step of its best checkpoint.
 
     Args:
-        model: where training starts, unless the folder holds a later state.
-        examples: all of them, without end, alike in every process.
-        objective: (model, batch, key, context) to a loss and numbers worth a log line.
-        optimiser: an optax transformation.
-        folder: where `checkpoints` and `metrics.jsonl` go; a training that was stopped goes on here.
-        name: what the progress bar calls it.
+        model: the initial model; a checkpoint in the folder takes precedence.
+        examples: an endless data set, the same in every process.
+        objective: (model, batch, key, context) to a loss and further numbers to log.
+        optimizer: an optax transformation.
+        folder: where `checkpoints` and `metrics.jsonl` go; an interrupted training resumes there.
+        name: the label of the progress bar.
         batch_size: examples in a step, over all devices.
-        steps: how many.
+        steps: the total number of steps.
         every: steps between two evaluations, each followed by a checkpoint.
         key: randomness; step s uses `fold_in(key, s)`.
-        evaluate: a model to metrics, of which `score` chooses the best; without it the last is best.
-        trained: which variables learn; the others are kept as they are.
-        context: what the objective also needs, passed through the compiled step.
+        evaluate: a model to metrics, of which `score` chooses the best checkpoint; if None, the last one
+            is the best.
+        trained: filter of the variables that the optimizer updates.
+        context: passed to the objective as an argument of the jitted step.
 
     Raises:
         NotFinite: a loss, a gradient or a weight is NaN or infinite. The state before that step is
-            saved, and the step's images are named in `not_finite.json`.
-        Stopped: a signal asked for it (see `stopping`); the step that was done is saved.
+            saved, and the step's images are listed in `not_finite.json`.
+        Stopped: a signal arrived (see `signals`); the step that was running is saved.
     """
     wait_for_all(f"train {folder.name}")
-    over = global_mesh()
-    structure, state = init_state(model, optimiser, trained)
-    # By way of the host: a process's own devices cannot give to another's. Copies, because a step
-    # gives its state's memory away, and the model is the caller's.
-    state, context = jax.device_put(jax.device_get((state, context)), replicated(over))
+    mesh = global_mesh()
+    graph, state = init_state(model, optimizer, trained)
+    # Through the host, because no process can place arrays on another's devices. Copied, because a step
+    # donates its input state's buffers, and the model is the caller's.
+    state, context = jax.device_put(jax.device_get((state, context)), replicated(mesh))
     state = jax.tree.map(jnp.copy, state)
-    advance = make_step(structure, objective, optimiser, key, trained)
+    train_step = make_step(graph, objective, optimizer, key, trained)
 
-    def assemble(state: Any) -> nnx.Module:
-        return nnx.merge(structure, state["learned"], state["kept"], copy=True)
+    def merge_model(state: Any) -> nnx.Module:
+        return nnx.merge(graph, state["params"], state["frozen"], copy=True)
 
-    def pack(state: Any) -> dict[str, Any]:
-        _, parameters, statistics = to_pure_dicts(assemble(state))
-        memory = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state["optimiser"]))}
-        # Copies, because the next step may reuse the state's memory while it is being written.
-        items = {"parameters": parameters, "statistics": statistics, "optimiser": memory}
+    def checkpoint_items(state: Any) -> dict[str, Any]:
+        _, parameters, statistics = to_pure_dicts(merge_model(state))
+        opt_state = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state["opt_state"]))}
+        items = {"parameters": parameters, "statistics": statistics, "optimiser": opt_state}
+        # Copied, because the next step may reuse the state's buffers while Orbax is writing.
         return jax.tree.map(jnp.copy, items)
 
-    def unpack(items: dict[str, Any]) -> Any:
-        whole = merge_state(assemble(state), items["parameters"], items["statistics"])
-        _, learned, kept = split_state(whole, trained)
+    def state_from_items(items: dict[str, Any]) -> Any:
+        restored = merge_state(merge_model(state), items["parameters"], items["statistics"])
+        _, params, frozen = split_state(restored, trained)
         leaves = [items["optimiser"][str(i)] for i in range(len(items["optimiser"]))]
-        memory = jax.tree.unflatten(jax.tree.structure(state["optimiser"]), leaves)
-        return {**state, "learned": learned, "kept": kept, "optimiser": memory}
+        opt_state = jax.tree.unflatten(jax.tree.structure(state["opt_state"]), leaves)
+        return {**state, "params": params, "frozen": frozen, "opt_state": opt_state}
 
-    def note(step: int, broken: str) -> str:
-        """Says what broke, and leaves the names of the step's images beside the checkpoints."""
+    def report_not_finite(step: int, quantity: str) -> str:
+        """List the step's images in `not_finite.json` and return the error message."""
         image_ids = image_ids_of(examples, batch_size, step)
         path = folder / "not_finite.json"
         if jax.process_index() == 0:
-            write_json(path, {"step": step, "broken": broken, "image_ids": image_ids})
+            write_json(path, {"step": step, "broken": quantity, "image_ids": image_ids})
         return (
-            f"{name}: at step {step} the {broken} became infinite or not a number; its images are "
+            f"{name}: at step {step} the {quantity} became infinite or not a number; its images are "
             f"{', '.join(image_ids[:3])}{', ...' if len(image_ids) > 3 else ''}, all named in {path}. "
             f"The state before it is kept, and the same command would end there again: look at those "
             f"images, or train anew with a smaller learning rate"
         )
 
-    dataset, alone = process_batches(examples, batch_size), jax.process_count() == 1
-    with Checkpoints(folder / "checkpoints") as checkpoints, deferred_signals() as stop:
-        start = saved = checkpoints.latest() or 0
+    dataset, single_process = process_batches(examples, batch_size), jax.process_count() == 1
+    with Checkpoints(folder / "checkpoints") as checkpoints, deferred_signals() as signals:
+        start = last_saved = checkpoints.latest() or 0
         if start:
-            targets = abstract(jax.eval_shape(pack, state), replicated(over))
-            state = unpack(checkpoints.restore(start, targets))
-        log = MetricsLog(folder / "metrics.jsonl", start, name)
+            targets = abstract(jax.eval_shape(checkpoint_items, state), replicated(mesh))
+            state = state_from_items(checkpoints.restore(start, targets))
+        log = MetricsLog(folder / "metrics.jsonl", start)
         bar = tqdm(
             total=steps * batch_size,
             initial=start * batch_size,
@@ -135,52 +136,53 @@ def fit(
             unit_scale=True,
             disable=jax.process_index() > 0,
         )
-        pending: tuple[int, StepStatus] | None = None
+        unchecked: tuple[int, StepStatus] | None = None
 
-        def keep(step: int, score: float) -> None:
-            nonlocal saved
-            if step > saved:
-                checkpoints.save(step, pack(state), score)
-                saved = step
+        def save_if_new(step: int, score: float) -> None:
+            nonlocal last_saved
+            if step > last_saved:
+                checkpoints.save(step, checkpoint_items(state), score)
+                last_saved = step
 
-        def look() -> int:
-            """Waits for the step before, ends if it broke, and returns what any process was asked."""
-            nonlocal pending
-            if pending is None:
+        def check_previous_step() -> int:
+            """Wait for the previous step; return the signal that any process received before it."""
+            nonlocal unchecked
+            if unchecked is None:
                 return 0
-            (step, found), pending = jax.device_get(pending), None
-            if broken := found.broken():
+            (step, status), unchecked = jax.device_get(unchecked), None
+            if quantity := status.non_finite():
                 log.flush()
-                keep(step, -math.inf)  # to go on from, never the best
-                raise NotFinite(note(step, broken))
-            return int(found.asked)
+                save_if_new(step, -math.inf)  # to resume from; never the best
+                raise NotFinite(report_not_finite(step, quantity))
+            return int(status.pending_signal)
 
-        stream, asked = iter(dataset[start:].to_iter_dataset(READ)), 0
+        batches, shared_signal = iter(dataset[start:].to_iter_dataset(READ)), 0
         for step in range(start, steps + 1):
             if step > start and (step % every == 0 or step == steps):
-                asked = asked or look()
+                shared_signal = shared_signal or check_previous_step()
                 log.flush()
-                metrics = evaluate(assemble(state)) if evaluate else {"score": float(step)}
+                metrics = evaluate(merge_model(state)) if evaluate else {"score": float(step)}
                 log.write(step, metrics)
-                keep(step, metrics["score"])
+                save_if_new(step, metrics["score"])
             if step == steps:
                 break
-            # Alone one may stop here; several processes stop when a step has told them all.
-            asked = stop.asked if alone else asked
-            if asked:
-                look()
+            # One process may stop now; several stop at the step that has told all of them.
+            stop = signals.pending_signal if single_process else shared_signal
+            if stop:
+                check_previous_step()
                 log.flush()
-                keep(step, -math.inf)
-                raise Stopped(asked, f" after step {step} of {name}, which is kept")
-            batch = shard_global_batch(next(stream), over)
-            asks = shard_global_batch(np.full(jax.local_device_count(), stop.asked, np.int32), over)
-            if step == start and not alone:  # one may compile for longer than a peer may be late
-                advance.lower(state, batch, np.int32(step), asks, context).compile()
+                save_if_new(step, -math.inf)
+                raise Stopped(stop, f" after step {step} of {name}, which is kept")
+            batch = shard_global_batch(next(batches), mesh)
+            received = np.full(jax.local_device_count(), signals.pending_signal, np.int32)
+            received = shard_global_batch(received, mesh)
+            if step == start and not single_process:  # compile times may differ by minutes
+                train_step.lower(state, batch, np.int32(step), received, context).compile()
                 wait_for_all(f"compiled {folder.name}")
-            state, logs, found = advance(state, batch, np.int32(step), asks, context)
+            state, logs, status = train_step(state, batch, np.int32(step), received, context)
             loss = log.add(step + 1, logs)
-            asked = look()
-            pending = (step, found)
+            shared_signal = check_previous_step()
+            unchecked = (step, status)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(batch_size)
         bar.close()

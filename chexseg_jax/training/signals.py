@@ -1,8 +1,8 @@
-"""Stopping when asked to: what SIGTERM and SIGINT do, at once or at the end of a step.
+"""Stop on SIGTERM and SIGINT, at once or after the current training step.
 
-A training puts a stop off until its step is done and saved; everything else writes whole shards, and
-stops where it is. With several processes a signal may reach one of them, or reach them in different
-steps: each step then tells all of them, so that they save the same one and stop together.
+A training defers signals until its step is done and saved; everything else writes whole shards, and
+stops at once. With several processes a signal may reach one of them, or reach them in different steps:
+each step then tells all of them, so that they save the same step and stop together.
 """
 
 import signal
@@ -16,41 +16,41 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Somebody asked the program to stop; like KeyboardInterrupt, no error."""
+    """The program was asked to stop by a signal; like KeyboardInterrupt, no error."""
 
     def __init__(self, number: int, where: str = "") -> None:
-        """Takes the signal, and what was kept."""
+        """Take the signal's number, and a phrase that says what was saved."""
         super().__init__(where)
         self.number, self.where = number, where
 
     @property
     def code(self) -> int:
-        """The exit code that says so: 143 for SIGTERM, 130 for SIGINT."""
+        """The exit code: 143 for SIGTERM, 130 for SIGINT."""
         return 128 + self.number
 
 
 @dataclass
 class SignalState:
-    """Whether a stop waits for somebody who has work to finish, and which was asked for."""
+    """Whether signals are deferred, and the number of the signal that is pending, or 0."""
 
-    waiting: bool = False
-    asked: int = 0
-
-
-_patience = SignalState()
+    deferred: bool = False
+    pending_signal: int = 0
 
 
-def _ask(number: int, _: FrameType | None) -> None:
-    if not _patience.waiting or _patience.asked:  # the second time it is meant
+_state = SignalState()
+
+
+def _handle(number: int, _: FrameType | None) -> None:
+    if not _state.deferred or _state.pending_signal:  # a second signal stops at once
         raise Stopped(number)
-    _patience.asked = number
+    _state.pending_signal = number
 
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Signals end what runs in here with `Stopped`, in the main thread."""
-    before = {number: signal.signal(number, _ask) for number in SIGNALS}
-    _patience.waiting, _patience.asked = False, 0
+    """Raise `Stopped` in the main thread when a signal arrives in this context."""
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    _state.deferred, _state.pending_signal = False, 0
     try:
         yield
     finally:
@@ -60,11 +60,11 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[SignalState]:
-    """In here a signal is only noted, in `asked`; `Stopped` is raised when it suits, or at the end."""
-    _patience.waiting = True
+    """Note a signal in `pending_signal` instead; the caller, or the end, raises `Stopped`."""
+    _state.deferred = True
     try:
-        yield _patience
-        if _patience.asked:
-            raise Stopped(_patience.asked)
+        yield _state
+        if _state.pending_signal:
+            raise Stopped(_state.pending_signal)
     finally:
-        _patience.waiting, _patience.asked = False, 0
+        _state.deferred, _state.pending_signal = False, 0

@@ -1,8 +1,8 @@
-"""One step of a training: gradient, update, and a guard that lets no state through that is not finite.
+"""One training step: gradient, update, and a guard that keeps the last finite state.
 
-A step is one compiled function of the whole mesh. What it found goes back with it, so that every
-process learns the same at the same step: whether the numbers were finite, and whether any process
-was asked to stop.
+A step is one compiled function over the whole mesh. Its status is returned with it, so that every
+process learns the same at the same step: whether the numbers were finite, and whether a process has a
+signal pending.
 """
 
 from collections.abc import Callable
@@ -24,76 +24,84 @@ Objective = Callable[[Any, Batch, Key[Array, ""], Any], tuple[Float[Array, ""], 
 
 
 class StepStatus(NamedTuple):
-    """What a step found beside its loss."""
+    """Whether a step's numbers are finite, and the signal that a process has received, or 0."""
 
-    loss: Bool[Array, ""]
-    gradient: Bool[Array, ""]
-    weights: Bool[Array, ""]
-    asked: Int[Array, ""]
+    loss_finite: Bool[Array, ""]
+    gradient_finite: Bool[Array, ""]
+    params_finite: Bool[Array, ""]
+    pending_signal: Int[Array, ""]
 
-    def broken(self) -> str | None:
-        """Returns what is not finite, None if all is."""
-        parts = {"loss": self.loss, "gradient": self.gradient, "weights": self.weights}
-        return next((name for name, is_finite in parts.items() if not is_finite), None)
+    def non_finite(self) -> str | None:
+        """Return the first of loss, gradient and weights that is not finite, None if all are."""
+        checks = {
+            "loss": self.loss_finite,
+            "gradient": self.gradient_finite,
+            "weights": self.params_finite,
+        }
+        return next((name for name, finite in checks.items() if not finite), None)
 
 
 def is_finite(tree: Any) -> Bool[Array, ""]:
-    """Returns whether every number of a tree is finite."""
+    """Return whether every number of a tree is finite."""
     leaves = [v for v in jax.tree.leaves(tree) if jnp.issubdtype(v.dtype, jnp.inexact)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def init_state(
-    model: nnx.Module, optimiser: optax.GradientTransformation, trained: nnx.filterlib.Filter
+    model: nnx.Module, optimizer: optax.GradientTransformation, trained: nnx.filterlib.Filter
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """Returns a model's structure, and the state that a training starts from."""
-    structure, learned, kept = split_state(model, trained)
-    memory = optimiser.init(learned)
-    return structure, {
-        "learned": learned,
-        "kept": kept,
-        "optimiser": memory,
-        "sound": jnp.ones((), bool),
+    """Return a model's graph, and the initial state of its training.
+
+    The state holds `params` that are trained, `frozen` variables (batch statistics among them),
+    `opt_state`, and `all_finite`.
+    """
+    graph, params, frozen = split_state(model, trained)
+    return graph, {
+        "params": params,
+        "frozen": frozen,
+        "opt_state": optimizer.init(params),
+        "all_finite": jnp.ones((), bool),
     }
 
 
 def make_step(
-    structure: nnx.GraphDef,
+    graph: nnx.GraphDef,
     objective: Objective,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
     trained: nnx.filterlib.Filter = nnx.Param,
 ) -> jax.stages.Wrapped:
-    """Returns the compiled step of a training; it gives the memory of the state it takes away.
+    """Return the compiled step of a training; it donates its input buffers.
 
-    Called with (state, batch, number, asks, context), where `number` picks the step's randomness and
-    `asks` holds, for each device, the signal its process got, or 0. A step whose loss, gradient or
-    result is not finite leaves the state as it was, and so does every step after it.
+    Called with (state, batch, number, signals, context), where `number` picks the step's randomness and
+    `signals` holds, for each device, the signal that its process has received, or 0. A step whose loss,
+    gradient or result is not finite leaves the state as it was, and so does every step after it.
     """
 
     @partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
-    def advance(
+    def step(
         state: dict[str, Any],
         batch: Batch,
         number: Int[Array, ""],
-        asks: Int[Array, "d"],
+        signals: Int[Array, "d"],
         context: Any,
     ) -> tuple[dict[str, Any], Logs, StepStatus]:
-        def loss_of(learned: Any) -> tuple[Float[Array, ""], tuple[Any, Logs]]:
-            model = nnx.merge(structure, learned, state["kept"], copy=True)
+        def loss_of(params: Any) -> tuple[Float[Array, ""], tuple[Any, Logs]]:
+            model = nnx.merge(graph, params, state["frozen"], copy=True)
             loss, logs = objective(model, batch, jax.random.fold_in(key, number), context)
             return loss, (split_state(model, trained)[2], {"loss": loss, **logs})
 
-        gradients, (kept, logs) = jax.grad(loss_of, has_aux=True)(state["learned"])
-        updates, memory = optimiser.update(gradients, state["optimiser"], state["learned"])
-        learned = optax.apply_updates(state["learned"], updates)
-        following = {"learned": learned, "kept": kept, "optimiser": memory}
-        found = StepStatus(
-            is_finite(logs["loss"]), is_finite(gradients), is_finite(following), asks.max()
+        gradients, (frozen, logs) = jax.grad(loss_of, has_aux=True)(state["params"])
+        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "frozen": frozen, "opt_state": opt_state}
+        status = StepStatus(
+            is_finite(logs["loss"]), is_finite(gradients), is_finite(new), signals.max()
         )
-        sound = state["sound"] & found.loss & found.gradient & found.weights
-        before = {name: state[name] for name in following}
-        following = jax.tree.map(lambda new, old: jnp.where(sound, new, old), following, before)
-        return {**following, "sound": sound}, logs, found
+        all_finite = state["all_finite"] & status.loss_finite & status.gradient_finite
+        all_finite &= status.params_finite
+        old = {name: state[name] for name in new}
+        new = jax.tree.map(lambda a, b: jnp.where(all_finite, a, b), new, old)
+        return {**new, "all_finite": all_finite}, logs, status
 
-    return advance
+    return step
