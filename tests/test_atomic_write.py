@@ -1,4 +1,4 @@
-"""Disks that are full or fail, leavings of killed processes, and shards that are damaged."""
+"""Full and failing disks, stale parts of killed processes, and corrupt shards."""
 
 import errno
 import os
@@ -10,20 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chexseg_jax.runtime import atomic_write
 from chexseg_jax.runtime.atomic_write import (
     CorruptFile,
     WriteError,
     explain_write_errors,
     remove_stale_parts,
 )
-from chexseg_jax.runtime.stage_folder import Records, open_stage_folder, write_json, write_records
+from chexseg_jax.runtime.stage_folder import (
+    RecordReader,
+    open_stage_folder,
+    write_json,
+    write_records,
+)
 
 LIMITED = """
 import pathlib, resource, signal, sys
 import jax.numpy as jnp, numpy as np
-from chexseg_jax.artefacts import write_json, write_records
-from chexseg_jax.checkpoints import write_tree
-from experiments.endings import ending
+from chexseg_jax.runtime.stage_folder import write_json, write_records
+from chexseg_jax.training.checkpoints import write_tree
+from experiments.run.cli import managed_run
 
 folder, what = pathlib.Path(sys.argv[1]), sys.argv[2]
 numbers = np.random.default_rng(0).normal(size=50_000)
@@ -33,7 +39,7 @@ work = {
     "checkpoint": lambda: write_tree(folder / "new", {"a": jnp.array(numbers)}),
     "arrays": lambda: write_tree(folder / "new", {str(i): jnp.array(numbers) for i in range(50)}),
 }[what]
-with ending(folder):
+with managed_run(folder):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     work()
@@ -121,10 +127,10 @@ def test_a_shard_of_a_finished_stage_that_is_harmed_is_named(tmp_path, harm):
     for path in paths:
         write_records(path, [{"x": np.arange(1000)}] * 3)
     folder.finish()
-    assert len(Records(folder, "seeds")) == 6
+    assert len(RecordReader(folder, "seeds")) == 6
     if harm == "gone":
         paths[1].unlink()
     else:
         paths[1].write_bytes(paths[1].read_bytes()[:-100])
     with pytest.raises(CorruptFile, match=f"{paths[1]}: {harm}; delete {folder.path}"):
-        Records(folder, "seeds")
+        RecordReader(folder, "seeds")

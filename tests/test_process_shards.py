@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from chexseg_jax.evaluation.metrics import Counts
+from chexseg_jax.runtime import process_shards
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
+from chexseg_jax.training.data import Subset
 
 
 @dataclass
@@ -33,8 +35,8 @@ def test_what_shares_come_to_is_in_the_order_of_the_examples(monkeypatch, proces
     source, rows = Numbers(examples), []
     for index in range(processes):
         become(monkeypatch, index, processes)
-        mine = shard_for_process(source)
-        rows.append(np.array([mine[i]["number"] for i in range(len(mine))]) + 2**40)
+        shard = Subset(source, shard_for_process(examples))
+        rows.append(np.array([shard[i]["number"] for i in range(len(shard))]) + 2**40)
     assert len({len(row) for row in rows}) == 1
     of_bytes = [row.view(np.uint8).reshape(len(row), -1) for row in rows]
     monkeypatch.setattr(
@@ -50,7 +52,7 @@ def test_counts_keep_their_shapes_and_their_types(monkeypatch):
     become(monkeypatch, 1, 2)
     gathers = lambda mine: np.stack([other, mine])  # noqa: E731
     monkeypatch.setattr(process_shards.multihost_utils, "process_allgather", gathers)
-    for name in ("intersections", "predictions", "truths"):
+    for name in ("intersection", "predicted_area", "target_area"):
         rows = getattr(every, name)
         other = np.ascontiguousarray(rows[::2]).view(np.uint8).reshape(2, -1)
         assert (all_gather(rows[1::2], 4) == rows).all()

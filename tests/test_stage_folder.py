@@ -6,7 +6,7 @@ import pytest
 
 from chexseg_jax.runtime.atomic_write import atomic_write
 from chexseg_jax.runtime.stage_folder import (
-    Records,
+    RecordReader,
     digest_file,
     missing_shards,
     open_stage_folder,
@@ -84,7 +84,7 @@ def test_records_come_back_by_index_over_shards(tmp_path):
         path = folder.path / f"cams-{shard:05d}-of-00002.arrayrecord"
         rows = [{"index": np.array(10 * shard + i), "id": np.array(f"p{i}")} for i in range(3)]
         write_records(path, rows)
-    records = Records(folder, "cams")
+    records = RecordReader(folder, "cams")
     assert len(records) == 6
     assert [int(records[i]["index"]) for i in range(6)] == [0, 1, 2, 10, 11, 12]
     assert str(records[4]["id"]) == "p1"
@@ -94,7 +94,7 @@ def test_a_shard_may_hold_nothing(tmp_path):
     folder = open_stage_folder(tmp_path, "seed", 1, Settings(), {})
     for shard, rows in enumerate([[], [{"index": np.array(3)}], []]):
         write_records(folder.path / f"seeds-{shard:05d}-of-00003.arrayrecord", rows)
-    records = Records(folder, "seeds")
+    records = RecordReader(folder, "seeds")
     assert len(records) == 1 and int(records[0]["index"]) == 3
 
 

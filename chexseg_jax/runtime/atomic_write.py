@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what is said when a disk is full, read-only or damaged."""
+"""Atomic file writes, and error messages for full, read-only or corrupt disks."""
 
 import errno
 import os
@@ -14,50 +14,50 @@ REMEDIES: Final = {
     errno.EFBIG: "allow larger files",
     errno.EACCES: "give this user the right to it",
     errno.EROFS: "make it writable",
-    errno.EIO: "see to that disk",
+    errno.EIO: "check that disk",
 }
-"""What a disk may answer to a write, and what helps."""
+"""Errors of a write that a user can fix, and how."""
 
 
 class WriteError(OSError):
-    """A file could not be written: where, why, and what to do."""
+    """A file could not be written: which, why, and the remedy."""
 
 
 class CorruptFile(OSError):
-    """A file of a finished stage is cut short or gone: which, and what to do."""
+    """A file of a finished stage is truncated or missing: which, and the remedy."""
 
     @classmethod
-    def at(cls, path: Path, what: str) -> "Damaged":
-        """Returns the error for one file."""
+    def at(cls, path: Path, what: str) -> "CorruptFile":
+        """Return the error for one file."""
         return cls(f"{path}: {what}; delete {path.parent} and run the same command again")
 
 
-def _answer(error: Exception) -> int | None:
-    """Returns what the disk answered, if that is what an error is about."""
+def _write_errno(error: Exception) -> int | None:
+    """Return which of `REMEDIES` an error is, None if it is another."""
     if isinstance(error, OSError):
         return error.errno if error.errno in REMEDIES else None
-    # ArrayRecord and TensorStore raise other kinds, with the same words in them.
+    # ArrayRecord and TensorStore raise other types whose text contains the system's message.
     return next((number for number in REMEDIES if os.strerror(number) in str(error)), None)
 
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Says of a write in here that fails for want of a disk where it was and what to do.
+    """Turn errors of the disk into a `WriteError` with the path, the reason and the remedy.
 
-    Of a folder, the file in it where the error names one.
+    If the path is a folder and the error names a file in it, that file is reported.
 
     Raises:
-        NotWritten: in place of whatever the writer raises.
+        WriteError: in place of what the writer raises.
     """
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        answer = None if isinstance(error, WriteError) else _answer(error)
-        if answer is None:
+        number = None if isinstance(error, WriteError) else _write_errno(error)
+        if number is None:
             raise
-        known = getattr(error, "filename", None) if path.is_dir() else None
+        filename = getattr(error, "filename", None) if path.is_dir() else None
         raise WriteError(
-            f"{known or path}: {os.strerror(answer)}; {REMEDIES[answer]} and run the same command "
+            f"{filename or path}: {os.strerror(number)}; {REMEDIES[number]} and run the same command "
             "again: what was finished is kept"
         ) from error
 
@@ -68,10 +68,10 @@ def _owner(pid: int | str) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; what is there becomes `path` at the end, at once or not at all.
+    """Yield a temporary path; at the end sync it and rename it to `path`.
 
     Raises:
-        NotWritten: the disk is full or read-only.
+        WriteError: the disk is full or read-only.
     """
     aside = path.with_name(f".{path.name}.{_owner(os.getpid())}.part")
     with explain_write_errors(path):
@@ -79,13 +79,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield aside
             _sync(aside)
             aside.replace(path)
-            _sync(path.parent)  # the name too is to survive a loss of power
+            _sync(path.parent)  # the new name must survive a power failure too
         finally:
             aside.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -94,18 +94,18 @@ def _sync(path: Path) -> None:
 
 
 def remove_stale_parts(folder: Path, *, all_hosts: bool = False) -> None:
-    """Deletes what killed processes left half written.
+    """Delete temporary files that killed processes left behind.
 
-    A process that runs keeps its own, and so do those of other hosts that share the disk, unless
-    `all_hosts` says that nobody is writing here any more.
+    Files of living processes and of other hosts that share the disk stay, unless `all_hosts` says that
+    nobody writes to the folder any more.
     """
-    for left in folder.glob(".*.part" if all_hosts else f".*.{_owner('*')}.part"):
-        pid = left.name.removesuffix(".part").rpartition("-")[2]
-        if all_hosts or not _lives(pid):
-            left.unlink(missing_ok=True)
+    for part in folder.glob(".*.part" if all_hosts else f".*.{_owner('*')}.part"):
+        pid = part.name.removesuffix(".part").rpartition("-")[2]
+        if all_hosts or not _is_alive(pid):
+            part.unlink(missing_ok=True)
 
 
-def _lives(pid: str) -> bool:
+def _is_alive(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError):

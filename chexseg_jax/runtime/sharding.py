@@ -1,4 +1,4 @@
-"""Meshes and placement: training uses every device of every process, inference a process's own."""
+"""Device meshes and sharding: training uses all devices of all processes, inference the local ones."""
 
 from typing import Any, Final
 
@@ -7,43 +7,43 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-DAY: Final = 24 * 60 * 60 * 1000
-"""Milliseconds that one process may work while the others wait; a lost one ends the wait sooner."""
+BARRIER_TIMEOUT_MS: Final = 24 * 60 * 60 * 1000
+"""How long processes wait for one that works alone; a lost process ends the wait sooner."""
 
 
 def global_mesh() -> Mesh:
-    """Returns all devices of all processes along one axis, `data`."""
+    """Return all devices of all processes along one axis, `data`."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def local_mesh() -> Mesh:
-    """Returns this process's devices along the axis `data`."""
+    """Return this process's devices along the axis `data`."""
     devices = np.asarray(jax.local_devices())
     return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 
-def replicated(over: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
-    return NamedSharding(over, PartitionSpec())
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that replicates an array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_global_batch(batch: Any, over: Mesh) -> Any:
-    """Returns a process's part of a batch as part of global arrays, split along their first axis."""
-    sharding = NamedSharding(over, PartitionSpec("data"))
-    parts = jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, v), batch)
-    return jax.block_until_ready(parts)  # see `memory`
+def shard_global_batch(batch: Any, mesh: Mesh) -> Any:
+    """Make global arrays, sharded along their first axis, from every process's rows of a batch."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    arrays = jax.tree.map(lambda v: jax.make_array_from_process_local_data(sharding, v), batch)
+    return jax.block_until_ready(arrays)  # see `cpu.keep_memory`
 
 
-def shard_local(arrays: Any, over: Mesh) -> Any:
-    """Returns whole arrays split along their first axis over devices of this process."""
-    placed = jax.device_put(arrays, NamedSharding(over, PartitionSpec("data")))
-    return jax.block_until_ready(placed)  # see `memory`
+def shard_local(arrays: Any, mesh: Mesh) -> Any:
+    """Shard arrays along their first axis over this process's devices."""
+    sharded = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("data")))
+    return jax.block_until_ready(sharded)  # see `cpu.keep_memory`
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until every process is here; alone it is at once.
+    """Wait until every process has reached this barrier; a single process does not wait.
 
-    Not a collective of the devices: of those a peer may only be seconds late, and one process may make
-    phantoms or a report for minutes.
+    Not a collective of the devices, which time out within seconds, while one process may make phantoms
+    or a report for minutes.
     """
-    multihost.get_barrier_sync_fn()(key=name, timeout_ms=DAY)
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=BARRIER_TIMEOUT_MS)

@@ -1,7 +1,7 @@
-"""Stage folders: a fingerprint in the name, shards written whole, the manifest last.
+"""Stage folders: a fingerprint in the name, shards written atomically, the manifest last.
 
-A folder `<workdir>/<stage>-<fingerprint>` whose manifest exists is finished and is used as it is. A
-shard that exists is whole. So a run that was stopped anywhere goes on by doing what is missing.
+A folder `<workdir>/<stage>-<fingerprint>` whose manifest exists is finished and is reused. A shard that
+exists is complete. So an interrupted run resumes by writing what is missing.
 """
 
 import csv
@@ -27,40 +27,40 @@ from chexseg_jax.runtime.sharding import wait_for_all
 
 SHARD = 256
 """Examples in a shard."""
-_parsing = threading.Lock()
-"""NumPy parses headers as Python; before 3.11.8 that may fail if two threads do (CPython gh-106905)."""
+_numpy_lock = threading.Lock()
+"""NumPy parses headers as Python, which is not thread-safe before 3.11.8 (CPython gh-106905)."""
 
 
 def digest(content: Any) -> str:
-    """Returns a short SHA-256 of anything that JSON can say."""
+    """Return a short SHA-256 of anything that JSON can represent."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def digest_file(path: Path) -> str:
-    """Returns the SHA-256 of a file, for files that a stage reads from outside the run."""
+    """Return the SHA-256 of a file, for files that a stage reads from outside the run."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole; not-a-number becomes null, which JSON can say."""
+    """Write JSON atomically; NaN becomes null."""
     with atomic_write(path) as aside:
-        aside.write_text(json.dumps(_plain(content), indent=1) + "\n")
+        aside.write_text(json.dumps(_to_json(content), indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes rows of cells whole, as they come."""
+    """Write rows of cells atomically."""
     with atomic_write(path) as aside, aside.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _plain(content: Any) -> Any:
-    """Returns content with NaN as None and NumPy scalars as Python's."""
+def _to_json(content: Any) -> Any:
+    """Replace NaN by None, NumPy scalars by Python's and paths by strings."""
     if isinstance(content, Mapping):
-        return {str(key): _plain(value) for key, value in content.items()}
+        return {str(key): _to_json(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
+        return [_to_json(value) for value in content]
     if isinstance(content, np.generic):
         content = content.item()
     if isinstance(content, Path):
@@ -70,7 +70,7 @@ def _plain(content: Any) -> Any:
 
 @dataclass(frozen=True)
 class StageFolder:
-    """One stage's folder, finished or not."""
+    """The folder of one stage, finished or not."""
 
     path: Path
     stage: str
@@ -80,16 +80,16 @@ class StageFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the manifest, which is written last, is there."""
+        """Whether the manifest, which is written last, exists."""
         return (self.path / "manifest.json").exists()
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What `finish` wrote."""
+        """The manifest that `finish` wrote."""
         return json.loads((self.path / "manifest.json").read_text())
 
     def finish(self, **results: Any) -> None:
-        """Writes the manifest, once every process is done; the folder is finished from here on."""
+        """Wait for every process, then write the manifest with the stage's results."""
         wait_for_all(f"finish {self.path.name}")
         if jax.process_index() == 0:
             manifest = {
@@ -108,19 +108,19 @@ class StageFolder:
 def open_stage_folder(
     workdir: Path, stage: str, version: int, settings: Any, inputs: Mapping[str, str]
 ) -> StageFolder:
-    """Returns the folder of a stage with these settings on these inputs, made if need be.
+    """Return the folder of a stage with these settings and inputs; create it if it is missing.
 
     Args:
-        workdir: where all stages' folders are.
+        workdir: the parent of all stage folders.
         stage: the stage's name.
-        version: raised by the stage's author when the same settings give another result.
-        settings: a dataclass or a mapping; all that the result depends on beside the inputs.
+        version: of the stage's code; raised when the same settings give another result.
+        settings: a dataclass or a mapping; everything that the result depends on beside the inputs.
         inputs: fingerprints of what the stage reads, by name.
     """
-    plain = dict(settings) if isinstance(settings, Mapping) else asdict(settings)
-    fingerprint = digest([stage, version, plain, dict(inputs)])
+    values = dict(settings) if isinstance(settings, Mapping) else asdict(settings)
+    fingerprint = digest([stage, version, values, dict(inputs)])
     folder = StageFolder(
-        (workdir / f"{stage}-{fingerprint}").absolute(), stage, fingerprint, plain, dict(inputs)
+        (workdir / f"{stage}-{fingerprint}").absolute(), stage, fingerprint, values, dict(inputs)
     )
     folder.path.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(folder.path)
@@ -128,33 +128,33 @@ def open_stage_folder(
 
 
 def shards(examples: int) -> list[range]:
-    """Returns the examples of every shard."""
+    """Return the example indices of every shard."""
     return [range(start, min(start + SHARD, examples)) for start in range(0, examples, SHARD)]
 
 
 def shard_path(folder: Path, name: str, index: int, count: int, suffix: str) -> Path:
-    """Returns a shard's path, such as `cams-00000-of-00032.npz`."""
+    """Return a shard's path, such as `cams-00000-of-00032.npz`."""
     return folder / f"{name}-{index:05d}-of-{count:05d}.{suffix}"
 
 
 def missing_shards(
     folder: StageFolder, name: str, examples: int, suffix: str
 ) -> Iterator[tuple[Path, range]]:
-    """Gives this process's shards that are not there yet, with a bar of the examples done."""
-    parts = shards(examples)
-    mine = range(jax.process_index(), len(parts), jax.process_count())
-    total = sum(len(parts[i]) for i in mine)
+    """Yield this process's missing shards and their examples; show progress in examples."""
+    ranges = shards(examples)
+    local = range(jax.process_index(), len(ranges), jax.process_count())
+    total = sum(len(ranges[i]) for i in local)
     quiet = jax.process_index() > 0
     with tqdm(total=total, desc=folder.stage, unit=" images", disable=quiet) as bar:
-        for index in mine:
-            path = shard_path(folder.path, name, index, len(parts), suffix)
+        for index in local:
+            path = shard_path(folder.path, name, index, len(ranges), suffix)
             if not path.exists():
-                yield path, parts[index]
-            bar.update(len(parts[index]))
+                yield path, ranges[index]
+            bar.update(len(ranges[index]))
 
 
 def write_records(path: Path, examples: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Writes examples, a few named arrays each, to one ArrayRecord file, whole."""
+    """Write examples, named arrays each, to one ArrayRecord file atomically."""
     with atomic_write(path) as aside:
         writer = ArrayRecordWriter(str(aside), "group_size:1")
         for example in examples:
@@ -164,40 +164,40 @@ def write_records(path: Path, examples: Iterable[Mapping[str, np.ndarray]]) -> N
         writer.close()
 
 
-def _opened(paths: Sequence[Path]) -> ArrayRecordDataSource:
-    """Returns the records of shards, whose ends have been read."""
+def _open_shards(paths: Sequence[Path]) -> ArrayRecordDataSource:
+    """Open shards and read their footers."""
     source = ArrayRecordDataSource([str(path) for path in paths])
     source.__len__()
     return source
 
 
 def _check_shard(path: Path) -> None:
-    """Checks that a shard can be opened."""
+    """Check that a shard can be opened."""
     if not path.exists():
         raise CorruptFile.at(path, "gone")
     try:
-        _opened([path])
+        _open_shards([path])
     except (OSError, RuntimeError, ValueError) as error:
         raise CorruptFile.at(path, "cut short") from error
 
 
-class Records:
-    """The examples of all shards of one name in a stage's folder, by index."""
+class RecordReader:
+    """Random access to the examples of all shards of one name in a stage folder."""
 
     def __init__(self, folder: StageFolder, name: str) -> None:
-        """Opens the shards; the folder must be finished.
+        """Open the shards of a finished folder.
 
         Raises:
-            Damaged: a shard is gone or cut short.
+            CorruptFile: a shard is missing or truncated.
         """
-        found = sorted(folder.path.glob(f"{name}-*.arrayrecord"))
-        count = int(found[0].stem.rpartition("-")[2]) if found else 1
+        existing = sorted(folder.path.glob(f"{name}-*.arrayrecord"))
+        count = int(existing[0].stem.rpartition("-")[2]) if existing else 1
         paths = [shard_path(folder.path, name, i, count, "arrayrecord") for i in range(count)]
-        self._folder, self._name = folder.path, name
+        self._pattern = folder.path / f"{name}-*.arrayrecord"
         try:
-            self._source = _opened(paths)
+            self._source = _open_shards(paths)
         except (OSError, RuntimeError, ValueError):
-            for path in paths:  # each by itself, to name the one
+            for path in paths:  # one by one, to name the corrupt one
                 _check_shard(path)
             raise
         self.fingerprint = folder.fingerprint
@@ -206,10 +206,14 @@ class Records:
         return len(self._source)
 
     def __getitem__(self, index: SupportsIndex, /) -> dict[str, np.ndarray]:
-        """Returns one example's arrays."""
+        """Return one example's arrays.
+
+        Raises:
+            CorruptFile: it cannot be read.
+        """
         try:
             record = self._source[int(index)]
-            with _parsing, np.load(io.BytesIO(record), allow_pickle=False) as file:
+            with _numpy_lock, np.load(io.BytesIO(record), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, RuntimeError, ValueError, BadZipFile) as error:
-            raise CorruptFile.at(self._folder / f"{self._name}-*.arrayrecord", "damaged") from error
+            raise CorruptFile.at(self._pattern, "damaged") from error
