@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import tensorflow_datasets as tfds
+from filelock import FileLock, Timeout
 
 from datasets.errors import DataError
-from datasets.holding import hold
 from datasets.phantom import write_phantoms
 from datasets.source import BUILDERS, folder_of
 
@@ -121,9 +121,8 @@ def _sweep(data_dir: Path) -> None:
         with suppress(FileNotFoundError):  # somebody else swept it
             if time.time() - folder.stat().st_mtime < MOMENT:
                 continue
-            if (held := hold(folder / HELD)) is not None:
+            with suppress(Timeout), FileLock(folder / HELD, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
-                held.close()
 
 
 @contextmanager
@@ -133,12 +132,10 @@ def _aside(data_dir: Path) -> Iterator[Path]:
     data_dir.mkdir(parents=True, exist_ok=True)
     _sweep(data_dir)
     folder = Path(tempfile.mkdtemp(prefix=".preparing-", dir=data_dir))
-    held = hold(folder / HELD)
     try:
-        yield folder
+        with FileLock(folder / HELD, timeout=0):
+            yield folder
     finally:
-        if held is not None:
-            held.close()
         shutil.rmtree(folder, ignore_errors=True)
         for made in new:
             with suppress(OSError):  # what was made for a success stays
