@@ -1,4 +1,4 @@
-"""A trained network, ready to hand on: `python -m experiments.export --run runs --out segmenter`.
+"""Export a trained network: `python -m experiments.export --run runs --out segmenter`.
 
 Writes a folder with an Orbax checkpoint, the same weights as safetensors under PyTorch's names, the
 whole function as a `jax.export` for CPU, CUDA and TPU, `config.json` and a model card. Use it with
@@ -25,56 +25,56 @@ from chexseg_jax.training.checkpoints import restore
 from datasets.errors import DataError
 from experiments.prediction.trained import TrainedNetwork, find_trained
 from experiments.report.model_card import model_card
-from experiments.run.cli import errors_to_exit_code_2
+from experiments.run.cli import exit_on_errors
 
 
 @dataclass(frozen=True)
 class Config:
-    """Exports what a run has trained."""
+    """Export a trained network of a run."""
 
     run: Path
-    """A work folder, or the folder of one stage in it, such as `runs/evaluate-0123456789ab`."""
+    """A work folder, or the folder of one stage in it, such as `runs/evaluation-0123456789ab`."""
     out: Path
     """The folder to make."""
     what: Kind = "segmenter"
-    """The segmenter, the classifier that gave the maps, or IRNet."""
+    """The segmenter, the classifier, or IRNet."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights at rest; bfloat16 halves the files and rounds the weights once."""
+    """Of the stored weights; bfloat16 halves the files and rounds the weights once."""
 
 
-def write(config: Config) -> TrainedNetwork:
-    """Exports a network; the folder is renamed into place at the end."""
+def export_run(config: Config) -> TrainedNetwork:
+    """Export a network; the folder is renamed into place at the end."""
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise DataError(
             f"{config.out}: already there and not an empty folder; choose another --out"
         )
-    found = find_trained(config.run, config.what)
-    model = restore(found.folder, found.description.construct)
+    trained = find_trained(config.run, config.what)
+    model = restore(trained.folder)
     aside = config.out.with_name(f".{config.out.name}.{os.getpid()}.part")
     aside.mkdir(parents=True)
     try:
-        stated = found.stated()
-        export(model, found.description, aside, dtype=jnp.dtype(config.dtype), **stated)
+        dtype = jnp.dtype(config.dtype)
+        export(model, trained.spec, aside, dtype=dtype, **trained.metadata())
         written: dict[str, Any] = json.loads((aside / "config.json").read_text())
-        (aside / "README.md").write_text(model_card(written, found.report()))
+        (aside / "README.md").write_text(model_card(written, trained.report()))
         if config.out.exists():
             config.out.rmdir()
         aside.rename(config.out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return found
+    return trained
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line."""
+    """Parse the command line."""
     config = tyro.cli(
         Config, prog="python -m experiments.export", args=arguments, description=__doc__
     )
-    with errors_to_exit_code_2(DataError, OSError):
-        found = write(config)
+    with exit_on_errors(DataError, OSError):
+        trained = export_run(config)
     size = sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file())
     print(
-        f"{config.out}: {config.what} of {found.folder}, {size / 1e6:.1f} MB; read README.md in it"
+        f"{config.out}: {config.what} of {trained.folder}, {size / 1e6:.1f} MB; read README.md in it"
     )
 
 

@@ -6,34 +6,29 @@ seeds. Beside it is the paper's own curve, on CheXlocalize. Writes `sweep.csv`, 
 `sweep.png` to `<workdir>/sweep`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from chexseg_jax.runtime.stage_folder import write_csv, write_json
-from experiments.comparison.compare import (
-    Arm,
-    Row,
-    check_seeds,
-    compare,
+from chexseg_jax.runtime.stage_folder import write_json
+from experiments.comparison.compare import Arm, Row, check_seeds, run_comparison, with_weak_maps
+from experiments.comparison.output import (
+    comparison_json,
     cost,
-    heading,
-    output,
-    weak_maps,
+    output_folder,
+    plot_title,
+    signed,
+    write_rows,
 )
 from experiments.report.plots import QUIET, save, tidy
 from experiments.report.tables import known, number
-from experiments.run.cli import run_errors_to_exit_codes
-from experiments.run.cluster import join_cluster
 from experiments.run.config import Config, read_flags
-from experiments.run.data import open_data
-from experiments.table import signed
 
 Kind = Literal["irnet", "cam"]
 
@@ -50,7 +45,7 @@ NAMES: Final[Mapping[Kind, str]] = {"irnet": "IRNet", "cam": "CAM"}
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The runs to make."""
+    """The runs of the sweep."""
 
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     rhos: tuple[float, ...] = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 1)
@@ -73,44 +68,27 @@ class SweepConfig:
 
 
 def arms_of(config: SweepConfig) -> dict[tuple[Kind, float], Arm]:
-    """Returns an arm a point, compared with expert masks alone, or else with the greatest rho.
+    """Return an arm for each point, compared with expert masks alone, or else with the greatest rho.
 
-    With expert masks alone no pseudo-mask is seen, so that rho = 1 is one arm for both kinds.
+    At rho = 1 no pseudo-mask is used, so that it is one arm for both kinds.
     """
     rhos = sorted(set(config.rhos))
-    found: dict[tuple[Kind, float], Arm] = {}
+    arms: dict[tuple[Kind, float], Arm] = {}
     for kind in dict.fromkeys(config.kinds):
         for rho in rhos:
-            drawn: Kind = config.kinds[0] if rho == 1 else kind
-            run = replace(config.run, rho=rho, pseudo=drawn)
-            run = weak_maps(run, config.weak_maps) if rho == 0 else run
-            arm = Arm(_name(drawn, rho), run, _name(config.kinds[0], rhos[-1]))
-            found[kind, rho] = arm
-    return found
+            source: Kind = config.kinds[0] if rho == 1 else kind
+            run = replace(config.run, rho=rho, pseudo=source)
+            run = with_weak_maps(run, config.weak_maps) if rho == 0 else run
+            arms[kind, rho] = Arm(_name(source, rho), run, _name(config.kinds[0], rhos[-1]))
+    return arms
 
 
 def _name(kind: Kind, rho: float) -> str:
     return "rho 1" if rho == 1 else f"rho {rho:g} ({NAMES[kind]})"
 
 
-def write_rows(path: Path, points: Mapping[tuple[Kind, float], Row], seeds: Sequence[int]) -> None:
-    """Writes a row a point: the mean, both intervals, each seed, the difference and the paper's."""
-    head = ["pseudo", "rho", "mean", "seeds_lower", "seeds_upper", "images_lower", "images_upper"]
-    head += [f"seed_{seed}" for seed in seeds]
-    head += ["difference", "difference_lower", "difference_upper", "paper"]
-    lines: list[list[Any]] = [head]
-    for (kind, rho), row in points.items():
-        less = row.difference
-        cells = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
-        cells += [row.runs[seed] for seed in seeds]
-        cells += [less.mean, less.lower, less.upper] if less else [float("nan")] * 3
-        cells += [PAPER[kind].get(rho, float("nan"))]
-        lines.append([kind, rho, *(value if known(value) else "" for value in cells)])
-    write_csv(path, lines)
-
-
 def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> None:
-    """Draws the curves with each seed and the band over seeds, and the paper's, dashed."""
+    """Plot the curves with each seed and the band over seeds, and the paper's, dashed."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
     tidy(axes)
@@ -138,7 +116,7 @@ def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> No
 
 
 def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
-    """Returns the curve for the terminal."""
+    """Format the curve for the terminal."""
     lines = [f" {'':<18}  mean   [over seeds]      paper   {reference} − this [paired]"]
     for (kind, rho), row in points.items():
         lower, upper = row.seeds
@@ -151,40 +129,35 @@ def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, runs what is missing, and writes the curve."""
+    """Parse the command line, run what is missing, and write the curve."""
     config = read_flags(SweepConfig, "sweep", SweepConfig, __doc__ or "", arguments)
     arms = arms_of(config)
-    if config.run.distributed:
-        join_cluster(config.run.processes, config.run.workdir)
-    with run_errors_to_exit_codes(config.run.workdir):
-        data = open_data(config.run)
-        found = compare(list({arm.name: arm for arm in arms.values()}.values()), data, config.seeds)
-        if jax.process_index() > 0:
-            return
-        rows = {row.name: row for row in found.rows}
-        points = {point: rows[arm.name] for point, arm in arms.items()}
-        folder = output(config.out, config.run.workdir, "sweep")
-        write_rows(folder / "sweep.csv", points, config.seeds)
-        write_json(
-            folder / "sweep.json",
-            {
-                "phantom": config.run.data_dir is None,
-                "preset": config.run.preset,
-                "seed": config.run.seed,
-                "seeds": config.seeds,
-                "images": len(data.test),
-                "points": [
-                    {"pseudo": kind, "rho": rho, "paper": PAPER[kind].get(rho), **asdict(row)}
-                    for (kind, rho), row in points.items()
-                ],
-                "stages": found.stages,
-                "settings": asdict(config.run),
-            },
-        )
-        plot(folder / "sweep.png", points, heading(config.run, len(data.test), config.seeds))
+    distinct = list({arm.name: arm for arm in arms.values()}.values())
+    result = run_comparison(config.run, distinct, config.seeds)
+    if jax.process_index() > 0:
+        return
+    by_name = {row.name: row for row in result.rows}
+    points = {point: by_name[arm.name] for point, arm in arms.items()}
+    folder = output_folder(config.out, config.run.workdir, "sweep")
+    kinds, rhos = zip(*points, strict=True)
+    paper = [PAPER[kind].get(rho) for kind, rho in points]
+    write_rows(
+        folder / "sweep.csv",
+        list(points.values()),
+        config.seeds,
+        {"pseudo": kinds, "rho": rhos},
+        {"paper": paper},
+    )
+    content = comparison_json(config.run, result, config.seeds)
+    content["points"] = [
+        {"pseudo": kind, "rho": rho, "paper": PAPER[kind].get(rho), **asdict(row)}
+        for (kind, rho), row in points.items()
+    ]
+    write_json(folder / "sweep.json", content)
+    plot(folder / "sweep.png", points, plot_title(config.run, result.images, config.seeds))
     print(text(points, next(iter(arms.values())).reference))
     print(f"Sweep: {folder / 'sweep'}.csv, .json, .png")
-    print(cost(found.stages))
+    print(cost(result.stages))
 
 
 if __name__ == "__main__":

@@ -19,31 +19,32 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from chexseg_jax.evaluation.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.runtime.stage_folder import write_csv, write_json
+from chexseg_jax.runtime.stage_folder import write_json
 from experiments.comparison.compare import (
     Arm,
     Comparison,
     Row,
     check_seeds,
-    compare,
+    run_comparison,
+    with_weak_maps,
+)
+from experiments.comparison.output import (
+    comparison_json,
     cost,
-    heading,
-    output,
-    weak_maps,
+    output_folder,
+    plot_title,
+    signed,
+    write_rows,
 )
 from experiments.report.plots import COLOURS, QUIET, save, tidy
-from experiments.report.tables import interval, known, number
-from experiments.run.cli import run_errors_to_exit_codes
-from experiments.run.cluster import join_cluster
+from experiments.report.tables import interval, number
 from experiments.run.config import Config, read_flags
-from experiments.run.data import open_data
 
 
 @dataclass(frozen=True)
 class TableConfig:
-    """The rows to make."""
+    """The rows of the table."""
 
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     seeds: tuple[int, ...] = (17, 18, 19)
@@ -62,26 +63,26 @@ class TableConfig:
 
 
 def starts(inits: Sequence[str]) -> dict[str, Any]:
-    """Returns the encoder's starts by name; `chexpert` is the classifier's own training."""
-    found: dict[str, Any] = {}
+    """Parse the encoder's initial weights by name; `chexpert` is the classifier's own training."""
+    named: dict[str, Any] = {}
     for init in (one for some in inits for one in some.split(",")):
         name, equals, file = init.partition("=")
         if equals:
-            found[name] = Path(file)
+            named[name] = Path(file)
         elif name in ("random", "chexpert", "classifier"):
-            found[name] = "random" if name == "random" else "classifier"
+            named[name] = "random" if name == "random" else "classifier"
         else:
             raise ValueError(f"--inits takes random, chexpert or NAME=FILE, got {init}")
-    return found
+    return named
 
 
 def arms_of(config: TableConfig) -> list[Arm]:
-    """Returns the rows that are trained; each is compared with CheXseg (IRNet).
+    """Return the trained rows; each is compared with CheXseg (IRNet).
 
-    With `--inits`, with its own supervision started as the last of them is.
+    With `--inits`, each is compared with the same supervision from the last of these weights.
     """
     base = config.run
-    weak = weak_maps(replace(base, rho=0.0), config.weak_maps)
+    weak = with_weak_maps(replace(base, rho=0.0), config.weak_maps)
     supervisions = {
         "weak (CAM)": replace(weak, pseudo="cam"),
         "weak (IRNet)": replace(weak, pseudo="irnet"),
@@ -101,25 +102,8 @@ def arms_of(config: TableConfig) -> list[Arm]:
     ]
 
 
-def write_rows(path: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
-    """Writes a row an arm: means, both intervals, each seed, the difference, and IoU by pathology."""
-    head = ["name", "mean", "seeds_lower", "seeds_upper", "images_lower", "images_upper"]
-    head += [f"seed_{seed}" for seed in seeds]
-    head += ["reference", "difference", "difference_lower", "difference_upper", *PATHOLOGIES]
-    lines = [head]
-    for row in rows:
-        less = row.difference
-        cells: list[Any] = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
-        cells += [row.runs.get(seed) for seed in seeds]
-        cells += [row.reference]
-        cells += [less.mean, less.lower, less.upper] if less else [None] * 3
-        cells += [row.pathologies[name].mean for name in PATHOLOGIES]
-        lines.append([row.name, *("" if v is None or v != v else v for v in cells)])
-    write_csv(path, lines)
-
-
 def text(rows: Sequence[Row]) -> str:
-    """Returns the table for the terminal: the means, then IoU by pathology."""
+    """Format the table for the terminal: the means, then IoU by pathology."""
     wide = max(len(row.name) for row in rows)
     head = f" {'Mean pooled IoU':<{wide}}  {'[95 % over images]':<22}  {'[over seeds]':<15}"
     lines = [f"{head}  reference − this [paired]"]
@@ -136,15 +120,8 @@ def text(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, rule])
 
 
-def signed(less: Interval | None) -> str:
-    """Returns a difference with its interval, or nothing."""
-    if less is None or not known(less.mean):
-        return ""
-    return f"{less.mean:+.3f} [{less.lower:+.3f}, {less.upper:+.3f}]"
-
-
 def plot(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draws the means with intervals and seeds, and beside them the paired differences."""
+    """Plot the means with intervals and seeds, and beside them the paired differences."""
     figure = Figure(figsize=(9.6, 1.5 + 0.34 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(rows))
@@ -178,46 +155,30 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     save(path, figure)
 
 
-def write(folder: Path, name: str, found: Comparison, config: TableConfig, images: int) -> None:
-    """Writes the CSV, the JSON and the plot."""
-    run = config.run
-    write_rows(folder / f"{name}.csv", found.rows, config.seeds)
-    write_json(
-        folder / f"{name}.json",
-        {
-            "phantom": run.data_dir is None,
-            "preset": run.preset,
-            "rho": run.rho,
-            "seed": run.seed,
-            "seeds": config.seeds,
-            "weak_maps": config.weak_maps,
-            "images": images,
-            "intervals": {"seeds": "95 %, Student's t", "images": "95 %, 1,000 resamples"},
-            "rows": [asdict(row) for row in found.rows],
-            "stages": found.stages,
-            "settings": asdict(run),
-        },
-    )
-    plot(folder / f"{name}.png", found.rows, heading(run, images, config.seeds))
+def write(folder: Path, name: str, result: Comparison, config: TableConfig) -> None:
+    """Write the CSV, the JSON and the plot."""
+    run, rows = config.run, result.rows
+    pathologies = {name: [row.pathologies[name].mean for row in rows] for name in PATHOLOGIES}
+    names = {"name": [row.name for row in rows]}
+    write_rows(folder / f"{name}.csv", rows, config.seeds, names, pathologies)
+    content = comparison_json(run, result, config.seeds)
+    content |= {"weak_maps": config.weak_maps, "rows": [asdict(row) for row in rows]}
+    write_json(folder / f"{name}.json", content)
+    plot(folder / f"{name}.png", rows, plot_title(run, result.images, config.seeds))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, runs what is missing, and writes the table."""
+    """Parse the command line, run what is missing, and write the table."""
     config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
-    arms = arms_of(config)
-    if config.run.distributed:
-        join_cluster(config.run.processes, config.run.workdir)
-    with run_errors_to_exit_codes(config.run.workdir):
-        data = open_data(config.run)
-        found = compare(arms, data, config.seeds)
-        if jax.process_index() > 0:
-            return
-        folder = output(config.out, config.run.workdir, "table")
-        name = "inits" if config.inits else "table"
-        write(folder, name, found, config, len(data.test))
-    print(text(found.rows))
+    result = run_comparison(config.run, arms_of(config), config.seeds)
+    if jax.process_index() > 0:
+        return
+    folder = output_folder(config.out, config.run.workdir, "table")
+    name = "inits" if config.inits else "table"
+    write(folder, name, result, config)
+    print(text(result.rows))
     print(f"Table: {folder / name}.csv, .json, .png")
-    print(cost(found.stages))
+    print(cost(result.stages))
 
 
 if __name__ == "__main__":

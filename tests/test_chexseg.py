@@ -9,15 +9,15 @@ from chexseg_jax.images import letterbox, unletterbox
 from chexseg_jax.inference.export import load, load_segmenter
 from chexseg_jax.masks import pack, pack_rles
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.runtime.stage_folder import Records
-from chexseg_jax.stages.classifier import load_classifier
+from chexseg_jax.runtime.stage_folder import RecordReader
+from chexseg_jax.training.checkpoints import restore
 from chexseg_jax.weights.convert import to_torch
-from chexseg_jax.weights.safetensors import save_safetensors
+from chexseg_jax.weights.safetensors import write_safetensors
 from experiments.chexseg import main
 from experiments.export import main as export
 from experiments.run.config import PRESETS, read_arguments
 from experiments.run.data import open_data
-from experiments.run.pipeline import Run
+from experiments.run.pipeline import run_pipeline
 
 TINY = [
     "--phantoms.train=72",
@@ -25,18 +25,18 @@ TINY = [
     "--phantoms.test=24",
     "--phantoms.short-side=64",
     "--image-size=64",
-    "--classify.network.blocks",
+    "--classifier.network.blocks",
     *"2222",
-    "--classify.batch-size=16",
-    "--classify.epochs=16",
-    "--classify.every=36",
-    "--localize.batch-size=16",
-    "--relate.radius=3",
-    "--relate.every=2",
-    "--segment.width=16",
-    "--segment.learning-rate=0.005",
-    "--segment.epochs=12",
-    "--segment.every=30",
+    "--classifier.batch-size=16",
+    "--classifier.epochs=16",
+    "--classifier.every=36",
+    "--cams.batch-size=16",
+    "--irnet.radius=3",
+    "--irnet.every=2",
+    "--segmenter.width=16",
+    "--segmenter.learning-rate=0.005",
+    "--segmenter.epochs=12",
+    "--segmenter.every=30",
 ]
 
 
@@ -58,20 +58,20 @@ def stage(workdir: Path, name: str) -> Path:
 
 
 def report(workdir: Path) -> dict:
-    return json.loads((stage(workdir, "evaluate") / "report.json").read_text())
+    return json.loads((stage(workdir, "evaluation") / "report.json").read_text())
 
 
 def test_every_stage_is_finished(workdir):
     names = {p.parent.name.rpartition("-")[0] for p in workdir.glob("*/manifest.json")}
     assert names == {
-        *("classify", "localize", "seed", "relate", "segment", "evaluate"),
-        *("label-cam", "label-irnet"),
+        *("classifier", "cams", "seeds", "irnet", "segmenter", "evaluation"),
+        *("pseudo_masks-cam", "pseudo_masks-irnet"),
     }
     assert not list(workdir.rglob("*.part"))
 
 
 def test_both_trainings_learn(workdir):
-    for name in ("classify", "segment"):
+    for name in ("classifier", "segmenter"):
         rows = map(json.loads, (stage(workdir, name) / "metrics.jsonl").read_text().splitlines())
         losses = [row["loss"] for row in rows if "loss" in row]
         assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5]), name
@@ -85,15 +85,15 @@ def test_the_report_says_all_it_should(workdir):
     assert 0 < found["mean"]["run"]["lower"] <= found["mean"]["run"]["iou"]
     assert set(found["pseudo_masks"]["means"]) == {"cam", "irnet", "prior", "prior_labels"}
     assert found["data"]["test"]["images"] == 24
-    assert [row["name"] for row in found["stages"]][:2] == ["classify", "localize"]
-    page = (stage(workdir, "evaluate") / "report.html").read_text()
+    assert [row["name"] for row in found["stages"]][:2] == ["classifier", "cams"]
+    page = (stage(workdir, "evaluation") / "report.html").read_text()
     assert all(name in page for name in PATHOLOGIES)
     for name in ("training.png", "iou.png"):
-        assert (stage(workdir, "evaluate") / name).read_bytes().startswith(b"\x89PNG")
+        assert (stage(workdir, "evaluation") / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_predictions_are_what_the_tables_count(workdir):
-    folder = stage(workdir, "evaluate")
+    folder = stage(workdir, "evaluation")
     predictions = json.loads((folder / "pred_segmentations.json").read_text())
     assert len(predictions) == 24
     data = open_data(read_arguments("", arguments(workdir)))
@@ -113,13 +113,12 @@ def test_predictions_are_what_the_tables_count(workdir):
 
 
 def test_pseudo_masks_obey_the_labels(workdir):
-    run = Run(
-        read_arguments("", arguments(workdir)), open_data(read_arguments("", arguments(workdir)))
-    )
-    records = Records(run.localize, "cams")
+    config = read_arguments("", arguments(workdir))
+    run = run_pipeline(config, open_data(config))
+    records = RecordReader(run.cams, "cams")
     lines = [
         json.loads(line)
-        for path in sorted(run.label.path.glob("masks-*.jsonl"))
+        for path in sorted(run.pseudo_masks.path.glob("masks-*.jsonl"))
         for line in path.read_text().splitlines()
     ]
     assert len(lines) == len(records) == 72
@@ -138,12 +137,11 @@ def test_pseudo_masks_obey_the_labels(workdir):
 
 
 def test_an_export_predicts_what_the_run_predicted(workdir, tmp_path):
-    run = Run(
-        read_arguments("", arguments(workdir)), open_data(read_arguments("", arguments(workdir)))
-    )
+    config = read_arguments("", arguments(workdir))
+    run = run_pipeline(config, open_data(config))
     export([f"--run={workdir}", f"--out={tmp_path / 'segmenter'}"])
     segmenter = load_segmenter(tmp_path / "segmenter")
-    (stored,) = workdir.glob("evaluate-*/pred_segmentations.json")
+    (stored,) = workdir.glob("evaluation-*/pred_segmentations.json")
     predictions = json.loads(stored.read_text())
     for example in (run.data.test[i] for i in range(3)):
         height, width = example["image"].shape[:2]
@@ -153,9 +151,9 @@ def test_an_export_predicts_what_the_run_predicted(workdir, tmp_path):
     card = (tmp_path / "segmenter" / "README.md").read_text()
     assert "Not a medical device" in card and "| train | 72 |" in card
     assert all(name in card for name in PATHOLOGIES)
-    for kind, stage_name in (("classifier", "classify"), ("irnet", "relate")):
+    for kind in ("classifier", "irnet"):
         export(
-            [f"--run={stage(workdir, stage_name)}", f"--out={tmp_path / kind}", f"--what={kind}"]
+            [f"--run={stage(workdir, kind)}", f"--out={tmp_path / kind}", f"--what={kind}"]
         )
         assert load(tmp_path / kind, kind).image_size == 64
     assert not list(tmp_path.glob(".*"))
@@ -164,15 +162,15 @@ def test_an_export_predicts_what_the_run_predicted(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--run=stage:classify"], "give the folder of its evaluation"),
-        (["--run=nowhere"], "no finished evaluate stage"),
+        (["--run=stage:classifier"], "give the folder of its evaluation"),
+        (["--run=nowhere"], "no finished evaluation stage"),
         (["--run=workdir", "--out=full"], "not an empty folder"),
     ],
 )
 def test_an_export_that_cannot_be_is_one_sentence(workdir, tmp_path, capsys, flags, said):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    places = {"stage:classify": stage(workdir, "classify"), "workdir": workdir}
+    places = {"stage:classifier": stage(workdir, "classifier"), "workdir": workdir}
     places |= {"nowhere": tmp_path, "full": tmp_path / "full"}
     given = {"--out": tmp_path / "out"} | {
         flag.partition("=")[0]: places[flag.partition("=")[2]] for flag in flags
@@ -187,11 +185,11 @@ def test_again_it_skips_and_rho_touches_the_last_two_stages(workdir):
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/manifest.json")}
     main(arguments(workdir, "--rho=0.9"))
     assert {path: path.stat().st_mtime_ns for path in before} == {**before}
-    main(arguments(workdir, "--rho=1", "--until=segment", "--segment.epochs=0.5"))
+    main(arguments(workdir, "--rho=1", "--until=segmenter", "--segmenter.epochs=0.5"))
     new = {path.parent.name for path in workdir.glob("*/manifest.json")} - {
         path.parent.name for path in before
     }
-    assert {name.rpartition("-")[0] for name in new} == {"segment"}
+    assert {name.rpartition("-")[0] for name in new} == {"segmenter"}
 
 
 @pytest.mark.parametrize(
@@ -208,21 +206,47 @@ def test_presets_and_flags():
     assert read_arguments("", []).preset == "phantom"
     assert read_arguments("", ["--data-dir=x"]).preset == "chexpert"
     paper = read_arguments("", ["--preset", "paper", "--seed", "3"])
-    assert paper.seed == 3 and paper.classify == PRESETS["paper"].classify
-    assert (paper.relate.learning_rate, paper.seeds.disease) == (0.1, 0.3)
+    assert paper.seed == 3 and paper.classifier == PRESETS["paper"].classifier
+    assert (paper.irnet.learning_rate, paper.seeds.foreground) == (0.1, 0.3)
 
 
 def test_a_classifier_starts_from_a_file(workdir, tmp_path):
-    settings = read_arguments("", arguments(workdir))
-    trained = load_classifier(settings.classify, stage(workdir, "classify"))
-    save_safetensors(tmp_path / "trained.safetensors", to_torch(trained))
-    flags = [f"--classify.init={tmp_path / 'trained.safetensors'}", "--classify.init-head"]
-    flags += ["--classify.epochs=0.25", "--until=classify"]
+    trained = restore(stage(workdir, "classifier"))
+    write_safetensors(tmp_path / "trained.safetensors", to_torch(trained))
+    flags = [f"--classifier.init={tmp_path / 'trained.safetensors'}", "--classifier.init-head"]
+    flags += ["--classifier.epochs=0.25", "--until=classifier"]
     main(arguments(tmp_path, *flags, f"--data-dir={workdir / 'phantoms'}", "--preset=phantom"))
     scores = [
-        json.loads((stage(folder, "classify") / "manifest.json").read_text())["score"]
+        json.loads((stage(folder, "classifier") / "manifest.json").read_text())["score"]
         for folder in (workdir, tmp_path)
     ]
     assert scores[1] > scores[0] - 0.1  # a step or two from where it stopped, not from nothing
-    with pytest.raises(SystemExit, match=r"--classify\.pixels=imagenet"):
-        main(arguments(workdir, *flags, "--classify.pixels=xrv"))
+    with pytest.raises(SystemExit, match=r"--classifier\.normalization=imagenet"):
+        main(arguments(workdir, *flags, "--classifier.normalization=xrv"))
+
+
+def stages_of(workdir: Path, *flags: str) -> list[str]:
+    """The stages that a run of these flags takes part in, in order."""
+    config = read_arguments("", arguments(workdir, *flags))
+    return [row["name"] for row in run_pipeline(config, open_data(config)).stages]
+
+
+def test_a_run_makes_only_what_its_result_needs(workdir):
+    assert stages_of(workdir, "--pseudo=cam", "--until=pseudo_masks") == [
+        *("classifier", "cams", "pseudo_masks-cam")
+    ]
+    assert stages_of(workdir, "--until=seeds", "--pseudo=cam") == ["classifier", "cams", "seeds"]
+    brief = ["--segmenter.epochs=0.5", "--until=segmenter"]
+    assert stages_of(workdir, "--rho=1", *brief) == ["classifier", "segmenter"]
+    full = [json.loads(path.read_text()) for path in workdir.glob("segmenter-*/manifest.json")]
+    (alone,) = [manifest for manifest in full if manifest["settings"]["rho"] == 1]
+    assert "pseudo_masks" not in alone["inputs"] and alone["pseudo"] == 0
+
+
+def test_the_report_of_a_run_without_pseudo_masks(workdir, capsys):
+    main(arguments(workdir, "--rho=1", "--segmenter.epochs=0.5"))
+    said = capsys.readouterr().out
+    assert "Stages: classifier (reused), segmenter" in said and "evaluation" in said
+    reports = [json.loads(path.read_text()) for path in workdir.glob("evaluation-*/report.json")]
+    (alone,) = [one for one in reports if one["rho"] == 1]
+    assert alone["pseudo_masks"] is None

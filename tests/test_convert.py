@@ -11,8 +11,8 @@ from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
-from chexseg_jax.weights.convert import load_torch, names_of, save_torch, to_torch
-from chexseg_jax.weights.safetensors import save_safetensors
+from chexseg_jax.weights.convert import load_torch, names_of, save_safetensors, to_torch
+from chexseg_jax.weights.safetensors import write_safetensors
 
 
 def densenet(outputs=14, seed=0):
@@ -52,7 +52,7 @@ def test_round_trips_are_exact(make, tmp_path):
     assert back.keys() == state.keys()
     for key, tensor in state.items():
         np.testing.assert_array_equal(back[key], tensor)
-    save_safetensors(tmp_path / "w.safetensors", back)
+    write_safetensors(tmp_path / "w.safetensors", back)
     other = make(seed=4)
     load_torch(tmp_path / "w.safetensors", other)
     assert all(np.array_equal(tensor, state[key]) for key, tensor in to_torch(other).items())
@@ -248,18 +248,18 @@ def test_files_without_a_state_dict_say_so(tmp_path):
 
 def test_a_file_of_ours_says_which_pixels_its_weights_expect(tmp_path):
     path = tmp_path / "ours.safetensors"
-    save_torch(path, densenet(), CHEXPERT)
+    save_safetensors(path, to_torch(densenet()), CHEXPERT)
     assert load_torch(path, densenet(seed=1)) == CHEXPERT
-    save_safetensors(path, to_torch(densenet()), {"normalisation": '{"mean": [0.5], "std": [1]}'})
-    with pytest.raises(ValueError, match=r"ours\.safetensors: its normalisation"):
+    write_safetensors(path, to_torch(densenet()), {"normalization": '{"mean": [0.5], "std": [1]}'})
+    with pytest.raises(ValueError, match=r"ours\.safetensors: its normalization"):
         load_torch(path, densenet(seed=1))
     for text in ('{"mean": [NaN, 0.5, 0.5], "std": [1.0, 1.0, 1.0]}', "[" * 100_000):
-        save_safetensors(path, to_torch(densenet()), {"normalisation": text})
-        with pytest.raises(ValueError, match=r"ours\.safetensors: its normalisation"):
+        write_safetensors(path, to_torch(densenet()), {"normalization": text})
+        with pytest.raises(ValueError, match=r"ours\.safetensors: its normalization"):
             load_torch(path, densenet())
     text = '{"mean": [0.5, 0.5, 0.5], "std": [1.0, 0.0, 1.0]}'
-    save_safetensors(path, to_torch(densenet()), {"normalisation": text})
-    with pytest.raises(ValueError, match=r"ours\.safetensors: its normalisation"):
+    write_safetensors(path, to_torch(densenet()), {"normalization": text})
+    with pytest.raises(ValueError, match=r"ours\.safetensors: its normalization"):
         load_torch(path, densenet())
 
 

@@ -5,7 +5,7 @@ import sys
 FAULTS = """
 import resource
 import jax, jax.numpy as jnp, numpy as np
-from chexseg_jax.memory import keep_memory
+from chexseg_jax.runtime.cpu import keep_memory
 keep_memory()
 step = jax.jit(lambda rows, columns: (jnp.sin(rows) @ columns).sum())
 given = jax.device_put((np.ones((40_000, 500), np.float32), np.ones((500, 8), np.float32)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chexseg_jax.models.deeplab import DeepLabV3Plus, Pyramid, drop
+from chexseg_jax.models.deeplab import DeepLabV3Plus, Pyramid
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.layers import resize
 from chexseg_jax.models.resnet import ResNet
@@ -37,10 +37,10 @@ def test_logits_are_the_parts_one_after_the_other(model):
         pooled = pyramid.pool(coarse.mean((1, 2), keepdims=True), train=False)
         levels.append(jnp.tile(pooled, (1, 4, 6, 1)))
         context = pyramid.project(jnp.concatenate(levels, -1), train=False)
-        context = resize(model.refine(context, train=False), 16, 24, corners=True)
+        context = resize(model.refine(context, train=False), 16, 24, align_corners=True)
         fused = jnp.concatenate([context, model.low_level(fine, train=False)], -1)
         logits = model.head(model.fuse(fused, train=False))
-        return resize(logits, 64, 96, corners=True)
+        return resize(logits, 64, 96, align_corners=True)
 
     expected = by_parts(model)
     assert np.ptp(expected) > 0.01
@@ -66,7 +66,8 @@ def test_wide_rates_on_a_small_map_are_pointwise(model):
 
 def test_dropout_zeroes_a_share_and_scales_the_rest():
     maps = jnp.ones((1, 100, 100, 2))
-    dropped = np.asarray(drop(maps, 0.25, jax.random.key(0)))
+    pyramid = Pyramid(4, 8, (2, 4, 6), 0.25, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    dropped = np.asarray(pyramid.dropout(maps, deterministic=False, rngs=jax.random.key(0)))
     np.testing.assert_allclose(np.unique(dropped), [0, 4 / 3], rtol=1e-6)
     assert (dropped == 0).mean() == pytest.approx(0.25, abs=0.02)
 

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -15,13 +16,13 @@ from chexseg_jax.training.checkpoints import to_pure_dicts
 from chexseg_jax.weights.convert import load_torch
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 1)).astype(np.uint8)
-DESCRIPTIONS = {"segmenter": SEGMENTER, "classifier": CLASSIFIER, "irnet": IRNET}
+SPECS = {"segmenter": SEGMENTER, "classifier": CLASSIFIER, "irnet": IRNET}
 SHAPES = {"segmenter": (3, SIDE, SIDE, 10), "classifier": (3, 14), "irnet": (3, 16, 16)}
 
 
-def drawn(description):
+def drawn(spec):
     """A network whose statistics are not those it was made with."""
-    model = description.construct()
+    model = spec.build()
     generator = np.random.default_rng(1)
     _, state = nnx.split(model)
     moved = jax.tree.map(lambda v: v + generator.uniform(0, 0.1, v.shape).astype(v.dtype), state)
@@ -33,10 +34,10 @@ def drawn(description):
 def exported(tmp_path_factory):
     """A network of each kind, and its folder."""
     found = {}
-    for kind, description in DESCRIPTIONS.items():
+    for kind, spec in SPECS.items():
         folder = tmp_path_factory.mktemp(kind)
-        model = drawn(description)
-        export(model, description, folder, **STATED)
+        model = drawn(spec)
+        export(model, spec, folder, **STATED)
         found[kind] = (model, folder)
     return found
 
@@ -45,13 +46,13 @@ def leaves(model):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(to_pure_dicts(model)[1:])]
 
 
-@pytest.mark.parametrize("kind", DESCRIPTIONS)
+@pytest.mark.parametrize("kind", SPECS)
 def test_orbax_and_safetensors_hold_every_bit(exported, kind):
     model, folder = exported[kind]
     loaded = export_module.load(folder, kind)
     for mine, theirs in zip(leaves(model), leaves(loaded.model), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    again = DESCRIPTIONS[kind].construct()
+    again = SPECS[kind].build()
     load_torch(folder / "model.safetensors", again)
     left_out = 0 if kind == "classifier" else 2  # an encoder's head: its kernel and its bias
     pairs = zip(leaves(model), leaves(again), strict=True)
@@ -59,7 +60,7 @@ def test_orbax_and_safetensors_hold_every_bit(exported, kind):
     assert same.count(False) == left_out
 
 
-@pytest.mark.parametrize("kind", DESCRIPTIONS)
+@pytest.mark.parametrize("kind", SPECS)
 def test_the_function_runs_with_jax_alone(exported, kind, tmp_path):
     _, folder = exported[kind]
     np.save(tmp_path / "frames.npy", FRAMES)
@@ -113,4 +114,22 @@ def test_what_is_no_export_is_named(exported, tmp_path):
         load_segmenter(tmp_path)
     with pytest.raises(ExportError, match="no thresholds"):
         config = {"kind": "classifier"}
-        _ = export_module.Trained(None, CLASSIFIER, config).thresholds
+        _ = export_module.ExportedNetwork(None, CLASSIFIER, config).thresholds
+
+
+def test_every_platform_has_its_own_form_of_a_depthwise_convolution(exported):
+    _, folder = exported["segmenter"]
+    stored = jax.export.deserialize(bytearray((folder / "function.jax").read_bytes()))
+    alone, model = {}, drawn(SEGMENTER)
+    for platform in stored.platforms:
+        function = jax.jit(lambda images: model(SEGMENTER.normalization(images)))
+        images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 1), jnp.uint8)
+        alone[platform] = jax.export.export(function, platforms=[platform])(images).mlir_module()
+    groups = re.compile(r"feature_group_count = ([2-9]|\d\d+)")
+    assert groups.search(alone["cuda"]) and groups.search(alone["tpu"])
+    assert not groups.search(alone["cpu"])
+    assert "stablehlo.dot_general" in alone["cpu"]  # a convolution of one tap as a product
+    module = stored.mlir_module()
+    # The file holds both forms, one in each branch of a choice by platform.
+    assert groups.search(module) and "stablehlo.case" in module
+    assert module.count("stablehlo.slice") > alone["cuda"].count("stablehlo.slice")

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from chexseg_jax.models.densenet import DenseNet
-from chexseg_jax.models.irnet import IRNet, enlarge
+from chexseg_jax.models.irnet import IRNet, upsample
 from chexseg_jax.models.resnet import ResNet
 
 
@@ -93,7 +93,7 @@ def test_any_backbone_and_any_size_will_do():
 
 def test_enlarging_crops_what_a_power_of_two_leaves_over():
     maps = jnp.asarray([0.0, 4.0, 8.0]).reshape(1, 3, 1, 1)
-    tall = enlarge(maps, 10, 1)
+    tall = upsample(maps, 10, 1)
     np.testing.assert_allclose(
         tall[0, :, 0, 0], [0, 0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5], atol=1e-6
     )

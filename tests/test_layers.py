@@ -7,18 +7,23 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from chexseg_jax.models import initialisers
+from chexseg_jax.models import initializers
+from chexseg_jax.models.irnet import Branch
 from chexseg_jax.models.layers import (
     BatchNorm,
     Conv,
-    GroupNorm,
+    as_convolution,
+    as_grouped_convolution,
+    as_reduce_window,
+    concatenate_moments,
     convolve,
     depthwise,
-    join,
+    inner_taps,
     max_pool,
     moments_of,
     resize,
 )
+from chexseg_jax.runtime.cpu import as_matmul, as_shifted_adds, as_shifted_maxima
 
 
 def normal(*shape, seed=0):
@@ -37,16 +42,17 @@ def test_a_strided_convolution_pads_both_sides():
 def test_forms_of_a_convolution_of_one_tap_agree(stride):
     maps, kernel = normal(2, 6, 7, 3), normal(1, 1, 3, 4, seed=1)
 
-    def loss(maps, kernel, multiplied):
-        return jnp.sum(jnp.sin(convolve(maps, kernel, stride, multiplied=multiplied)))
+    def loss(maps, kernel, form):
+        return jnp.sum(jnp.sin(form(maps, kernel, stride)))
 
-    gradients = [jax.grad(loss, (0, 1))(maps, kernel, form) for form in (True, False)]
+    forms = (as_matmul, as_convolution, convolve)
+    gradients = [jax.grad(loss, (0, 1))(maps, kernel, form) for form in forms]
     expected = np.asarray(maps)[:, ::stride, ::stride] @ np.asarray(kernel)[0, 0]
-    for form in (True, False):
-        found = convolve(maps, kernel, stride, multiplied=form)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-    for left, right in zip(*gradients, strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-5)
+    for form in forms:
+        np.testing.assert_allclose(form(maps, kernel, stride), expected, atol=1e-6)
+    for values in zip(*gradients, strict=True):
+        np.testing.assert_allclose(values[0], values[1], atol=1e-5)
+        np.testing.assert_array_equal(values[0], values[2])  # the CPU's form is taken here
 
 
 def test_max_pool_by_hand():
@@ -58,18 +64,18 @@ def test_max_pool_by_hand():
 def test_forms_of_max_pool_agree_in_values_and_in_who_takes_the_gradient_of_equals(shape):
     maps = jnp.asarray(np.random.default_rng(0).integers(0, 4, shape).astype(np.float32))
 
-    def pulled(shifted):
-        pooled, pull = jax.vjp(lambda maps: max_pool(maps, shifted=shifted), maps)
+    def pulled(form):
+        pooled, pull = jax.vjp(form, maps)
         return pooled, *pull(jnp.arange(1.0, pooled.size + 1).reshape(pooled.shape))
 
-    for left, right in zip(pulled(True), pulled(False), strict=True):
+    for left, right in zip(pulled(as_shifted_maxima), pulled(as_reduce_window), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
 def test_max_pool_keeps_what_is_not_a_number():
     maps = jnp.ones((1, 5, 5, 1)).at[0, 2, 2].set(jnp.nan)
-    for shifted in (True, False):
-        pooled = max_pool(maps, shifted=shifted)[0, ..., 0]
+    for form in (as_shifted_maxima, as_reduce_window, max_pool):
+        pooled = form(maps)[0, ..., 0]
         np.testing.assert_array_equal(pooled, [[1, 1, 1], [1, np.nan, 1], [1, 1, 1]])
 
 
@@ -77,8 +83,9 @@ def test_max_pool_keeps_what_is_not_a_number():
 def test_depthwise_forms_agree(dilation):
     maps, kernel = normal(2, 6, 8, 3), normal(3, 3, 1, 3, seed=1)
 
-    def loss(maps, kernel, shifted):
-        return jnp.sum(jnp.sin(depthwise(maps, kernel, dilation, shifted=shifted)))
+    def loss(maps, kernel, form):
+        taps = inner_taps(kernel, dilation, 6, 8)
+        return jnp.sum(jnp.sin(form(maps, taps, dilation)))
 
     plain = np.zeros((2, 6, 8, 3), np.float32)
     padded = np.pad(maps, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
@@ -86,11 +93,12 @@ def test_depthwise_forms_agree(dilation):
         for j in range(3):
             window = padded[:, i * dilation : i * dilation + 6, j * dilation : j * dilation + 8]
             plain += window * np.asarray(kernel)[i, j, 0]
-    for shifted in (True, False):
-        convolved = depthwise(maps, kernel, dilation, shifted=shifted)
+    np.testing.assert_allclose(depthwise(maps, kernel, dilation), plain, atol=1e-5)
+    for form in (as_shifted_adds, as_grouped_convolution):
+        convolved = form(maps, inner_taps(kernel, dilation, 6, 8), dilation)
         np.testing.assert_allclose(convolved, plain, atol=1e-5)
     gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
-    gradients = [gradient(maps, kernel, shifted) for shifted in (True, False)]
+    gradients = [gradient(maps, kernel, f) for f in (as_shifted_adds, as_grouped_convolution)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
 
 
@@ -130,7 +138,7 @@ def test_shared_moments_equal_a_norm_of_its_own():
     maps = jnp.concatenate([first, second], -1)
     own, shared = BatchNorm(6), BatchNorm(6)
     expected = own(maps, train=True)
-    moments = join(moments_of(first), moments_of(second))
+    moments = concatenate_moments(moments_of(first), moments_of(second))
     np.testing.assert_allclose(shared(maps, train=True, moments=moments), expected, atol=1e-6)
     np.testing.assert_allclose(shared.mean[...], own.mean[...], rtol=1e-6)
     np.testing.assert_allclose(shared.var[...], own.var[...], rtol=1e-6)
@@ -156,8 +164,8 @@ def test_statistics_stay_float32_in_bfloat16():
     np.testing.assert_allclose(norm.mean[...], [expected], rtol=1e-6)
 
 
-def test_group_norm_by_hand():
-    norm = GroupNorm(4, 2)
+def test_the_group_norm_of_irnets_branches_by_hand():
+    norm = Branch(1, 4, 2, dtype=jnp.float32, rngs=nnx.Rngs(0)).norm
     norm.scale[...] = jnp.asarray([1.0, 2.0, 3.0, 4.0])
     maps = 2 + 3 * normal(2, 3, 5, 4)
     groups = np.asarray(maps).reshape(2, 15, 2, 2)
@@ -169,26 +177,26 @@ def test_group_norm_by_hand():
 
 def test_resize_by_hand():
     ramp = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
-    aligned = resize(ramp, 3, 1, corners=True)
+    aligned = resize(ramp, 3, 1, align_corners=True)
     np.testing.assert_allclose(aligned.ravel(), [0, 0.5, 1], atol=1e-7)
-    halves = resize(ramp, 4, 1, corners=False)
+    halves = resize(ramp, 4, 1, align_corners=False)
     np.testing.assert_allclose(halves.ravel(), [0, 0.25, 0.75, 1], atol=1e-7)
     maps = normal(1, 3, 4, 2)
-    corners = resize(maps, 9, 16, corners=True)[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    corners = resize(maps, 9, 16, align_corners=True)[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     np.testing.assert_allclose(corners, maps[:, [0, 0, -1, -1], [0, -1, 0, -1]], atol=1e-6)
 
 
-def test_initialisers_have_pytorchs_spread():
+def test_initializers_have_pytorchs_spread():
     key = jax.random.key(0)
     shape = (3, 3, 64, 96)
-    assert np.std(initialisers.he_normal_in(key, shape)) == pytest.approx(
+    assert np.std(initializers.he_normal_fan_in(key, shape)) == pytest.approx(
         np.sqrt(2 / (9 * 64)), rel=0.02
     )
-    assert np.std(initialisers.he_normal_out(key, shape)) == pytest.approx(
+    assert np.std(initializers.he_normal_fan_out(key, shape)) == pytest.approx(
         np.sqrt(2 / (9 * 96)), rel=0.02
     )
-    values = initialisers.uniform_in(key, (400, 100))
+    values = initializers.uniform_fan_in(key, (400, 100))
     assert np.abs(values).max() == pytest.approx(0.05, rel=0.01)
     assert np.abs(values).max() <= 0.05
-    traced = jax.jit(lambda key: initialisers.he_normal_in(key, shape))(key)
-    np.testing.assert_allclose(traced, initialisers.he_normal_in(key, shape), rtol=1e-6)
+    traced = jax.jit(lambda key: initializers.he_normal_fan_in(key, shape))(key)
+    np.testing.assert_allclose(traced, initializers.he_normal_fan_in(key, shape), rtol=1e-6)

@@ -1,7 +1,6 @@
 import csv
 import json
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from chexseg_jax.evaluation.metrics import (
 )
 from chexseg_jax.evaluation.scoring import ImageScores, read_counts, write_counts
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.stages.seeds import SeedsConfig
 from experiments import sweep, table
 from experiments.comparison import compare
 from experiments.run import pipeline
@@ -63,7 +63,7 @@ def test_pairs_are_narrower_than_their_ends_and_vanish_for_twins():
 
 def test_other_images_are_refused():
     one = some_counts(1, 0.6)
-    other = replace(one, truths=one.truths + 1)
+    other = replace(one, target_area=one.target_area + 1)
     with pytest.raises(ValueError, match="cannot be compared"):
         averaged_intervals([one], [other])
 
@@ -102,27 +102,23 @@ def faked(tmp_path, monkeypatch):
     """Runs that only write counts: the better, the nearer rho is to 0.9; returns what was made."""
     made = []
 
-    class Fake:
-        def __init__(self, config, data):
-            self.config = config
-            self.rows = []
-
-        @cached_property
-        def evaluate(self):
-            seed, rho = self.config.segment_seed, self.config.rho
-            name = f"evaluate-{self.config.pseudo}-{rho}-{seed}-{self.config.encoder_start}"
-            self.rows.append({"name": "classify", "folder": "c", "seconds": 2.0, "reused": False})
-            self.rows.append({"name": "evaluate", "folder": name, "seconds": 1.0, "reused": False})
-            made.append((self.config.pseudo, rho, seed, self.config.encoder_start))
-            (tmp_path / name).mkdir(exist_ok=True)
-            share = 0.6 - 0.3 * abs(rho - 0.9) + 0.01 * (seed - 18)
-            write_fakes(tmp_path / name / "counts.npz", some_counts(seed, share))
-            return SimpleNamespace(path=tmp_path / name)
+    def fake(config, data):
+        seed, rho = config.segmenter_seed, config.rho
+        name = f"evaluation-{config.pseudo}-{rho}-{seed}-{config.encoder_start}"
+        rows = [
+            {"name": "classifier", "folder": "c", "seconds": 2.0, "reused": False},
+            {"name": "evaluation", "folder": name, "seconds": 1.0, "reused": False},
+        ]
+        made.append((config.pseudo, rho, seed, config.encoder_start))
+        (tmp_path / name).mkdir(exist_ok=True)
+        share = 0.6 - 0.3 * abs(rho - 0.9) + 0.01 * (seed - 18)
+        write_fakes(tmp_path / name / "counts.npz", some_counts(seed, share))
+        folder = SimpleNamespace(path=tmp_path / name)
+        return pipeline.Run(config, data, evaluation=folder, stages=rows)
 
     data = SimpleNamespace(test=range(30))
-    monkeypatch.setattr(compare, "Run", Fake)
-    monkeypatch.setattr(table, "open_data", lambda config: data)
-    monkeypatch.setattr(sweep, "open_data", lambda config: data)
+    monkeypatch.setattr(compare, "run_pipeline", fake)
+    monkeypatch.setattr(compare, "open_data", lambda config: data)
     return made
 
 
@@ -152,7 +148,7 @@ def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
     assert float(reader["difference_upper"]) < 0
     assert (tmp_path / "table" / "table.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
-    assert "Cost: classify 2.0 s; evaluate 15.0 s for 15. In all 0.3 min." in said
+    assert "Cost: classifier 2.0 s; evaluation 15.0 s for 15. In all 0.3 min." in said
     stored = json.loads((tmp_path / "table" / "table.json").read_text())
     assert stored["rows"][7]["mean"]["n"] == 20 and stored["seeds"] == [17, 18, 19]
 
@@ -207,7 +203,8 @@ def test_what_makes_no_sense_is_refused(main, flags, said, capsys, tmp_path):
 
 def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, monkeypatch):
     trained = []
-    for name in ("classify", "localize", "seed", "relate", "label", "segment", "evaluate"):
+    stages = ("classifier", "cams", "seeds", "irnet", "pseudo_masks", "segmenter", "evaluation")
+    for name in stages:
         module = getattr(pipeline, f"{name}_stage")
 
         def finish(*_, folder, stage=name, **given):
@@ -215,33 +212,38 @@ def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, mo
             folder.finish(images=0)
 
         monkeypatch.setattr(module, "run", finish)
-    for name in ("load_classifier", "constructor"):
-        monkeypatch.setattr(pipeline.classify_stage, name, lambda *_: lambda: None)
-    monkeypatch.setattr(pipeline.segment_stage, "restore_segmenter", lambda *_: None)
-    monkeypatch.setattr(pipeline.relate_stage, "load_irnet", lambda *_: None)
-    monkeypatch.setattr(pipeline, "Records", lambda *_: None)
+    for name in ("restore", "spec_of", "RecordReader", "PseudoMaskSource"):
+        monkeypatch.setattr(pipeline, name, lambda *_: SimpleNamespace(normalization=None))
+    monkeypatch.setattr(pipeline.NetworkSpec, "build", lambda *_: None)
     monkeypatch.setattr(pipeline, "start_from", lambda *_, **given: None)
-    source = SimpleNamespace(fingerprint="x")
-    data = Data(**dict.fromkeys(Data.__dataclass_fields__, source))
+
+    class Images:
+        fingerprint = "x"
+
+        def __len__(self):
+            return 100
+
+    data = Data(**dict.fromkeys(Data.__dataclass_fields__, Images()))
     config = replace(PHANTOM, workdir=tmp_path)
 
     def run(**changes):
         trained.clear()
-        pipeline.Run(replace(config, **changes), data).evaluate  # noqa: B018
+        pipeline.run_pipeline(replace(config, **changes), data)
         return list(trained)
 
     assert len(run()) == 7
-    assert run(segment_seed=config.seed) == []  # the same as none
+    assert run(segmenter_seed=config.seed) == []  # the same as none
     assert len(run(rho=1)) == 2
     assert run(rho=1.0) == []
-    assert run(segment_seed=3) == [("segment", 3), ("evaluate", None)]
-    assert run(encoder_start="random") == [("segment", 17), ("evaluate", None)]
+    assert run(rho=1, pseudo="cam") == run(rho=1, seeds=SeedsConfig(foreground=0.9)) == []
+    assert run(segmenter_seed=3) == [("segmenter", 3), ("evaluation", None)]
+    assert run(encoder_start="random") == [("segmenter", 17), ("evaluation", None)]
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"one")
-    assert run(encoder_start=weights) == [("segment", 17), ("evaluate", None)]
+    assert run(encoder_start=weights) == [("segmenter", 17), ("evaluation", None)]
     weights.write_bytes(b"another")
     assert len(run(encoder_start=weights)) == 2
-    assert run(encoder_start="random", segment_seed=3)[0] == ("segment", 3)
+    assert run(encoder_start="random", segmenter_seed=3)[0] == ("segmenter", 3)
     # An encoder of its own that is not to be trained is not.
     assert len(run(encoder="resnet18", encoder_start="random")) == 2
     assert asdict(config)["encoder_start"] == "classifier"

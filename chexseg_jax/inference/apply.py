@@ -1,6 +1,6 @@
-"""What trained networks are asked: log odds, maps, boundaries and masks of 8-bit images.
+"""Inference functions of trained networks: logits, class activation maps, boundaries and masks.
 
-Each question is a small frozen object, so that asking it again, of other weights, compiles nothing.
+Each function is a small frozen object, so that calling it again with other weights compiles nothing.
 """
 
 from collections.abc import Callable
@@ -25,77 +25,77 @@ Images = UInt8[Array, "b h w 1"]
 
 
 @cache
-def _asking() -> Callable[..., Any]:
-    def ask(question: Callable[..., Any], structure: Any, state: Any, *arrays: Any) -> Any:
-        return question(nnx.merge(structure, state), *arrays)
+def _jitted() -> Callable[..., Any]:
+    def apply(function: Callable[..., Any], graph: Any, state: Any, *arrays: Any) -> Any:
+        return function(nnx.merge(graph, state), *arrays)
 
-    return jax.jit(ask, static_argnums=(0, 1), compiler_options=compiler_options())
+    return jax.jit(apply, static_argnums=(0, 1), compiler_options=compiler_options())
 
 
-def jit_inference(question: Callable[..., Any], model: nnx.Module) -> Callable[..., Any]:
-    """Returns `question(model, *arrays)` on this process's devices, NumPy in and out.
+def jit_inference(function: Callable[..., Any], model: nnx.Module) -> Callable[..., Any]:
+    """Return `function(model, *arrays)` on this process's devices, NumPy in and out.
 
-    Compiled once for each question, network and shape, whatever the weights. The first axis of the
-    arrays is split over the devices, so it must be a multiple of their number.
+    Compiled once for each function, network and shape, whatever the weights. The first axis of the
+    arrays is sharded over the devices, so it must be a multiple of their number.
     """
-    here, ask = local_mesh(), _asking()
-    structure, state = nnx.split(model)
-    state = jax.device_put(jax.device_get(state), replicated(here))
+    mesh, apply = local_mesh(), _jitted()
+    graph, state = nnx.split(model)
+    state = jax.device_put(jax.device_get(state), replicated(mesh))
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(ask(question, structure, state, *shard_local(arrays, here)))
+        return jax.device_get(apply(function, graph, state, *shard_local(arrays, mesh)))
 
     return run
 
 
 def jit_sharded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of arrays, compiled and split over this process's devices, NumPy in and out."""
-    here, compiled = local_mesh(), jax.jit(function)
+    """Return a function of arrays, jitted and sharded over this process's devices, NumPy in and out."""
+    mesh, jitted = local_mesh(), jax.jit(function)
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(compiled(*shard_local(arrays, here)))
+        return jax.device_get(jitted(*shard_local(arrays, mesh)))
 
     return run
 
 
 @dataclass(frozen=True)
 class Logits:
-    """A classifier's log odds of the fourteen observations."""
+    """A classifier's logits of the fourteen observations."""
 
-    normalise: Normalization
+    normalize: Normalization
 
     def __call__(self, model: Any, images: Images) -> Float[Array, "b n"]:
-        """Returns the logits."""
-        outputs = model(self.normalise(images)).astype(jnp.float32)
+        """Return the logits."""
+        outputs = model(self.normalize(images)).astype(jnp.float32)
         return finding_logits(outputs, len(OBSERVATIONS))
 
 
 @dataclass(frozen=True)
 class ObservationProbabilities:
-    """A classifier's probability of each of the fourteen observations."""
+    """A classifier's probabilities of the fourteen observations."""
 
-    normalise: Normalization
+    normalize: Normalization
 
     def __call__(self, model: Any, images: Images) -> Float[Array, "b n"]:
-        """Returns the probabilities."""
-        return jax.nn.sigmoid(Logits(self.normalise)(model, images))
+        """Return the probabilities."""
+        return jax.nn.sigmoid(Logits(self.normalize)(model, images))
 
 
 @dataclass(frozen=True)
 class Cams:
-    """A classifier's class activation maps of the ten pathologies, and their log odds."""
+    """A classifier's class activation maps and logits of the ten pathologies."""
 
-    normalise: Normalization
+    normalize: Normalization
 
     def __call__(
         self, model: Any, images: Images
     ) -> tuple[Float[Array, "b fh fw k"], Float[Array, "b k"]]:
-        """Returns (maps, logits)."""
+        """Return (maps, logits)."""
 
         def classify(features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
             return finding_logits(model.classify(features), len(OBSERVATIONS))
 
-        features = model.features(self.normalise(images))
+        features = model.features(self.normalize(images))
         cams, logits = grad_cam(features, classify, OBSERVATION_OF_PATHOLOGY)
         return cams, logits[:, np.asarray(OBSERVATION_OF_PATHOLOGY)].astype(jnp.float32)
 
@@ -104,19 +104,19 @@ class Cams:
 class Boundaries:
     """IRNet's class boundaries."""
 
-    normalise: Normalization
+    normalize: Normalization
 
     def __call__(self, model: Any, images: Images) -> Float[Array, "b fh fw"]:
-        """Returns boundaries on [0, 1], on the grid of stride 4."""
-        return model.boundaries(self.normalise(images)).astype(jnp.float32)
+        """Return boundaries on [0, 1], on the grid of stride 4."""
+        return model.boundaries(self.normalize(images)).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
 class MaskProbabilities:
     """A segmenter's probability of each pathology at each pixel."""
 
-    normalise: Normalization
+    normalize: Normalization
 
     def __call__(self, model: Any, images: Images) -> Float[Array, "b h w k"]:
-        """Returns probabilities at the images' size."""
-        return jax.nn.sigmoid(model(self.normalise(images)).astype(jnp.float32))
+        """Return probabilities at the images' size."""
+        return jax.nn.sigmoid(model(self.normalize(images)).astype(jnp.float32))

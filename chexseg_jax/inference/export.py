@@ -1,13 +1,13 @@
-"""Trained networks outside their run: a folder to hand on, and three lines to use it.
+"""Exported networks: a folder with everything that inference needs, and its use in three lines.
 
-A folder holds `config.json`, which says all that is needed to use the weights; `checkpoint`, an Orbax
-checkpoint of parameters and statistics that restores onto any number of devices; `model.safetensors`,
-the same under PyTorch's names, as smp and torchvision have them; and `function.jax`, a serialised
-`jax.export` of the whole function, 8-bit frames in, probabilities out, that needs only the packages jax
-and flatbuffers:
+A folder holds `config.json`, the network's specification and metadata; `checkpoint`, an Orbax checkpoint
+of parameters and statistics that restores onto any number of devices; `model.safetensors`, the same
+under PyTorch's names, as smp and torchvision have them; and `function.jax`, a serialized `jax.export` of
+the whole function, 8-bit images to probabilities, for CPU, CUDA and TPU, which needs only the packages
+jax and flatbuffers:
 
     function = jax.export.deserialize(bytearray(pathlib.Path("function.jax").read_bytes()))
-    probabilities = function.call(frames)
+    probabilities = function.call(images)
 """
 
 import json
@@ -35,14 +35,13 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.runtime.sharding import local_mesh, replicated
 from chexseg_jax.runtime.stage_folder import write_json
 from chexseg_jax.training.checkpoints import merge_state, read_tree, to_pure_dicts, write_tree
-from chexseg_jax.weights.convert import to_torch
-from chexseg_jax.weights.safetensors import save_safetensors
+from chexseg_jax.weights.convert import save_safetensors, to_torch
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 PLATFORMS: Final = ("cpu", "cuda", "tpu")
 
-Question = Callable[[Any, Any], Any]
-QUESTIONS: Final[Mapping[Kind, Callable[[Normalization], Question]]] = {
+InferenceFunction = Callable[[Any, Any], Any]
+FUNCTIONS: Final[Mapping[Kind, Callable[[Normalization], InferenceFunction]]] = {
     "segmenter": MaskProbabilities,
     "classifier": ObservationProbabilities,
     "irnet": Boundaries,
@@ -50,54 +49,49 @@ QUESTIONS: Final[Mapping[Kind, Callable[[Normalization], Question]]] = {
 
 
 class ExportError(ValueError):
-    """A folder that is no export, or not the one asked for."""
+    """A folder that is no export, or of another kind of network."""
 
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """A trained network, and all that was exported with it.
+    """A trained network and its metadata.
 
-    Called with 8-bit frames (`images.letterbox`), it gives what its kind gives: a segmenter
-    probabilities `b s s 10` of `PATHOLOGIES`, a classifier probabilities `b 14` of `OBSERVATIONS`,
-    IRNet boundaries on the grid of stride 4, all as float32 on [0, 1]. Frames are split over this
-    process's devices; another number of them compiles anew.
+    Called with letterboxed 8-bit images (`images.letterbox`), a segmenter returns probabilities
+    `b s s 10` of `PATHOLOGIES`, a classifier probabilities `b 14` of `OBSERVATIONS`, IRNet boundaries on
+    the grid of stride 4, all as float32 on [0, 1]. Images are sharded over this process's devices;
+    another number of them compiles anew.
     """
 
     model: Any
-    description: NetworkSpec
+    spec: NetworkSpec
     config: Mapping[str, Any]
-    """`config.json`: also `thresholds`, `gates`, `metrics`, `versions` and where it comes from."""
+    """`config.json`: also `thresholds`, `gates`, `metrics`, `versions` and the training's settings."""
 
     @property
     def image_size(self) -> int:
-        """The side of a frame, pixels."""
-        return self.description.image_size
-
-    @property
-    def normalise(self) -> Normalization:
-        """What the weights expect of pixels; frames are normalised by the call itself."""
-        return self.description.normalisation
+        """The side of a letterboxed image, pixels."""
+        return self.spec.image_size
 
     @property
     def thresholds(self) -> Float[np.ndarray, "k"]:
-        """The probability above which a pixel counts, a pathology each, in the order of `PATHOLOGIES`.
+        """The probability above which a pixel belongs to a mask, in the order of `PATHOLOGIES`.
 
         Raises:
-            ExportError: the network has none, being no segmenter.
+            ExportError: the network is no segmenter and has none.
         """
         if "thresholds" not in self.config:
-            raise ExportError(f"a network of kind {self.description.kind} has no thresholds")
+            raise ExportError(f"a network of kind {self.spec.kind} has no thresholds")
         return np.array([self.config["thresholds"][name] for name in PATHOLOGIES])
 
     @cached_property
-    def _asked(self) -> Callable[..., Any]:
-        return jit_inference(QUESTIONS[self.description.kind](self.normalise), self.model)
+    def _infer(self) -> Callable[..., Any]:
+        return jit_inference(FUNCTIONS[self.spec.kind](self.spec.normalization), self.model)
 
     def __call__(self, images: UInt8[np.ndarray, "b s s 1"]) -> Float[np.ndarray, "b *o"]:
-        """Returns what the network gives for any number of frames.
+        """Apply the network to any number of images.
 
         Raises:
-            ExportError: the frames have another side than `image_size`.
+            ExportError: the images have another side than `image_size`.
         """
         if images.shape[1:] != (self.image_size, self.image_size, 1):
             side = self.image_size
@@ -105,92 +99,87 @@ class ExportedNetwork:
                 f"frames must be b x {side} x {side} x 1, got {images.shape}: use images.letterbox"
             )
         missing = -len(images) % jax.local_device_count()
-        return self._asked(np.pad(images, ((0, missing), *[(0, 0)] * 3)))[: len(images)]
+        return self._infer(np.pad(images, ((0, missing), *[(0, 0)] * 3)))[: len(images)]
 
 
 def export(
-    model: Any, description: NetworkSpec, folder: Path, *, dtype: Any = jnp.float32, **stated: Any
+    model: Any, spec: NetworkSpec, folder: Path, *, dtype: Any = jnp.float32, **metadata: Any
 ) -> None:
-    """Writes a network in every form into a folder that is there and empty.
+    """Write a network in every form into an empty folder.
 
     Args:
         model: the network.
-        description: which it is.
+        spec: its specification.
         folder: where to.
-        dtype: of the numbers at rest. With bfloat16 the files are half as large, the weights are
-            rounded to eight bits once, and every form holds the same rounded weights; arithmetic is
-            what it is for float32 weights.
-        stated: what else `config.json` is to say, such as `thresholds` by pathology.
+        dtype: of the stored weights. With bfloat16 the files are half as large, the weights are
+            rounded once, every form holds the same rounded weights, and arithmetic is as before.
+        metadata: further entries of `config.json`, such as `thresholds` by pathology.
     """
-    _structure, *trees = to_pure_dicts(model)
+    _, *trees = to_pure_dicts(model)
     trees = [jax.tree.map(lambda v: np.asarray(v).astype(dtype), tree) for tree in trees]
-    rounded = merge_state(model, *(jax.tree.map(_widened, tree) for tree in trees))
+    rounded = merge_state(model, *(jax.tree.map(_float32, tree) for tree in trees))
     write_tree(folder / "checkpoint", {"parameters": trees[0], "statistics": trees[1]})
     state = {name: value.astype(dtype) for name, value in to_torch(rounded).items()}
-    pixels = json.dumps(asdict(description.normalisation))
-    save_safetensors(folder / "model.safetensors", state, {"normalisation": pixels})
-    (folder / "function.jax").write_bytes(serialise(rounded, description))
-    config = {"format": FORMAT, "dtype": np.dtype(dtype).name, **asdict(description), **stated}
+    save_safetensors(folder / "model.safetensors", state, spec.normalization)
+    (folder / "function.jax").write_bytes(serialize(rounded, spec))
+    config = {"format": FORMAT, "dtype": np.dtype(dtype).name, **asdict(spec), **metadata}
     write_json(folder / "config.json", config)
 
 
-def serialise(model: Any, description: NetworkSpec) -> bytearray:
-    """Returns the network's function with its weights inside, for any number of frames."""
-    question = QUESTIONS[description.kind](description.normalisation)
-    side = description.image_size
+def serialize(model: Any, spec: NetworkSpec) -> bytearray:
+    """Return the serialized function with its weights inside, for any number of images."""
+    function = FUNCTIONS[spec.kind](spec.normalization)
+    side = spec.image_size
     (batch,) = jax.export.symbolic_shape("b")
-    frames = jax.ShapeDtypeStruct((batch, side, side, 1), jnp.uint8)
-    function = jax.jit(partial(question, model))
-    return jax.export.export(function, platforms=PLATFORMS)(frames).serialize()
+    images = jax.ShapeDtypeStruct((batch, side, side, 1), jnp.uint8)
+    jitted = jax.jit(partial(function, model))
+    return jax.export.export(jitted, platforms=PLATFORMS)(images).serialize()
 
 
 def load(folder: Path | str, kind: Kind) -> ExportedNetwork:
-    """Returns an exported network of a kind, in float32, on this process's devices.
+    """Load an exported network, in float32, onto this process's devices.
 
     Raises:
-        ExportError: the folder is no export, or another kind's.
+        ExportError: the folder is no export, or of another kind of network.
     """
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
-        known = {name: config[name] for name in NetworkSpec.__dataclass_fields__}
-        description = NetworkSpec.read(known)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        spec = NetworkSpec.from_json(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f"{folder}: no export ({type(error).__name__}: {error!s:.200}); make one with "
             "python -m experiments.export"
         ) from None
-    if description.kind != kind:
-        raise ExportError(f"{folder}: it holds a network of kind {description.kind}, not {kind}")
-    model = nnx.eval_shape(description.construct)
+    if spec.kind != kind:
+        raise ExportError(f"{folder}: it holds a network of kind {spec.kind}, not {kind}")
+    model = nnx.eval_shape(spec.build)
     _, parameters, statistics = to_pure_dicts(model)
     targets = {"parameters": parameters, "statistics": statistics}
-    kept = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, config["dtype"]), targets)
-    found = read_tree(folder / "checkpoint", kept, replicated(local_mesh()))
-    wide = jax.tree.map(_widened, found)
-    return ExportedNetwork(
-        merge_state(model, wide["parameters"], wide["statistics"]), description, config
-    )
+    stored = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, config["dtype"]), targets)
+    tree = read_tree(folder / "checkpoint", stored, replicated(local_mesh()))
+    tree = jax.tree.map(_float32, tree)
+    return ExportedNetwork(merge_state(model, tree["parameters"], tree["statistics"]), spec, config)
 
 
-def _widened(value: Any) -> jax.Array:
+def _float32(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
 def load_segmenter(folder: Path | str) -> ExportedNetwork:
-    """Returns the segmenter in a folder of `experiments.export`: frames to probabilities.
+    """Load a segmenter from a folder of `experiments.export`: images to probabilities.
 
     Raises:
-        ExportError: the folder is no export, or another kind's.
+        ExportError: the folder is no export, or of another kind of network.
     """
     return load(folder, "segmenter")
 
 
 def load_classifier(folder: Path | str) -> ExportedNetwork:
-    """Returns the classifier in a folder of `experiments.export`, as `load_segmenter` does."""
+    """Load a classifier from a folder of `experiments.export`, as `load_segmenter` does."""
     return load(folder, "classifier")
 
 
 def load_irnet(folder: Path | str) -> ExportedNetwork:
-    """Returns the IRNet in a folder of `experiments.export`, as `load_segmenter` does."""
+    """Load an IRNet from a folder of `experiments.export`, as `load_segmenter` does."""
     return load(folder, "irnet")

@@ -1,4 +1,4 @@
-"""What every backbone offers: stages, features, and a head that classifies them."""
+"""The interface of every backbone: stages, features, and a head that classifies them."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,38 +11,38 @@ Stages = tuple[
     Float[Array, "b h4 w4 c4"],
     Float[Array, "b h5 w5 c5"],
 ]
-"""Five maps at strides 4 (the pooled stem), 4, 8, 16 and 32, or 16 where the last stage is wide."""
+"""Five maps at strides 4 (the pooled stem), 4, 8, 16 and 32, or 16 where the last stage is dilated."""
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network for images that shows its stages."""
+    """A classification network that exposes its stages."""
 
     channels: tuple[int, int, int, int, int]
 
     def stages(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Stages:
-        """Returns the maps of all five stages; `train` uses and updates batch statistics."""
+        """Return the maps of all five stages; `train` uses and updates batch statistics."""
         ...
 
     def features(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b fh fw c"]:
-        """Returns the last stage's map, which `classify` reads."""
+        """Return the last stage's map, the input of `classify`."""
         ...
 
     def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
-        """Returns a logit for every output."""
+        """Return a logit for every output."""
         ...
 
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b n"]:
-        """Returns the logits of images."""
+        """Return the logits of images."""
         ...
 
 
 def is_dilated(output_stride: int) -> bool:
-    """Returns whether the last stage keeps the grid of the one before.
+    """Return whether the last stage keeps the grid of the one before.
 
     Raises:
         ValueError: the stride is neither 16 nor 32.

@@ -1,7 +1,7 @@
 """DeepLabV3+: atrous spatial pyramid pooling and its decoder, on any backbone (Chen et al. 2018).
 
 As segmentation_models.pytorch has it: separable convolutions throughout the pyramid, and both
-enlargements with the corners aligned.
+upsamplings with `align_corners`.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Unit(nnx.Module):
         self.norm = BatchNorm(outputs, dtype=dtype)
 
     def __call__(self, maps: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w o"]:
-        """Returns the unit's maps."""
+        """Return the unit's maps."""
         if self.depthwise is not None:
             maps = self.depthwise(maps)
         return jax.nn.relu(self.norm(self.conv(maps), train=train))
@@ -56,7 +56,7 @@ class Pyramid(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.dropout = dropout
+        self.dropout = nnx.Dropout(dropout)
         dilations = (None, *rates)
         self.levels = nnx.List(
             [Unit(inputs, width, dilation=d, dtype=dtype, rngs=rngs) for d in dilations]
@@ -67,12 +67,14 @@ class Pyramid(nnx.Module):
     def __call__(
         self, maps: Float[Array, "b h w c"], *, train: bool, key: jax.Array | None
     ) -> Float[Array, "b h w o"]:
-        """Returns the maps seen at every rate and as a whole; drops out in training, with a key."""
+        """Return the maps at every rate and of global context; drops out in training, with a key."""
         levels = [level(maps, train=train) for level in self.levels]
         means = maps.astype(jnp.float32).mean((1, 2), keepdims=True).astype(maps.dtype)
         levels.append(jnp.broadcast_to(self.pool(means, train=train), levels[0].shape))
         projected = self.project(jnp.concatenate(levels, -1), train=train)
-        return projected if key is None or not train else drop(projected, self.dropout, key)
+        if key is None or not train:
+            return projected
+        return self.dropout(projected, deterministic=False, rngs=key)
 
 
 class DeepLabV3Plus(nnx.Module):
@@ -104,7 +106,7 @@ class DeepLabV3Plus(nnx.Module):
         train: bool = False,
         key: jax.Array | None = None,
     ) -> Float[Array, "b h w k"]:
-        """Returns logits at the size of the images.
+        """Return logits at the size of the images.
 
         Args:
             images: their sides are multiples of the backbone's output stride.
@@ -118,14 +120,8 @@ class DeepLabV3Plus(nnx.Module):
             raise ValueError("dropout needs a key: pass key=... when train=True")
         _, fine, _, _, coarse = self.backbone.stages(images, train=train)
         context = self.refine(self.pyramid(coarse, train=train, key=key), train=train)
-        context = resize(context, *fine.shape[1:3], corners=True)
+        context = resize(context, *fine.shape[1:3], align_corners=True)
         details = self.low_level(fine, train=train)
         fused = self.fuse(jnp.concatenate([context, details], -1), train=train)
         logits = self.head(fused).astype(jnp.float32)
-        return resize(logits, *images.shape[1:3], corners=True)
-
-
-def drop(maps: Float[Array, "b h w c"], rate: float, key: jax.Array) -> Float[Array, "b h w c"]:
-    """Returns maps with a share `rate` of the values zeroed and the others scaled up."""
-    kept = jax.random.bernoulli(key, 1 - rate, maps.shape)
-    return jnp.where(kept, maps / (1 - rate), jnp.zeros_like(maps))
+        return resize(logits, *images.shape[1:3], align_corners=True)

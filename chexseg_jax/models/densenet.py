@@ -2,7 +2,7 @@
 
 Two steps differ from the usual implementation and give the same numbers for less: the batch moments
 of a channel are computed once and shared by all layers that read it, and a transition averages before
-its 1 x 1 convolution, not after. At output stride 16 the last block is à trous, which no peer offers:
+its 1 x 1 convolution, not after. At output stride 16 the last block is dilated, which no peer offers:
 every second cell of its map is exactly the map at stride 32.
 """
 
@@ -13,14 +13,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from chexseg_jax.models.backbone import Stages, is_dilated
-from chexseg_jax.models.initialisers import he_normal_in
+from chexseg_jax.models.initializers import he_normal_fan_in
 from chexseg_jax.models.layers import (
     BatchNorm,
     Conv,
-    Linear,
     Moments,
     average_pool,
-    join,
+    concatenate_moments,
+    linear,
     max_pool,
     moments_of,
 )
@@ -41,34 +41,34 @@ class DenseLayer(nnx.Module):
     ):
         middle = bottleneck * growth
         self.norm1 = BatchNorm(inputs, dtype=dtype)
-        self.conv1 = Conv(inputs, middle, 1, init=he_normal_in, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(inputs, middle, 1, init=he_normal_fan_in, dtype=dtype, rngs=rngs)
         self.norm2 = BatchNorm(middle, dtype=dtype)
         self.conv2 = Conv(
-            middle, growth, 3, dilation=dilation, init=he_normal_in, dtype=dtype, rngs=rngs
+            middle, growth, 3, dilation=dilation, init=he_normal_fan_in, dtype=dtype, rngs=rngs
         )
 
     def __call__(
         self, maps: Float[Array, "b h w c"], moments: Moments | None, *, train: bool
     ) -> Float[Array, "b h w g"]:
-        """Returns the new channels."""
+        """Return the new channels."""
         narrow = self.conv1(jax.nn.relu(self.norm1(maps, train=train, moments=moments)))
         return self.conv2(jax.nn.relu(self.norm2(narrow, train=train)))
 
 
 class Transition(nnx.Module):
-    """Halves the channels, and the grid unless it is `wide`."""
+    """Halves the channels, and the grid unless it is `dilated`."""
 
-    def __init__(self, inputs: int, *, wide: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.wide = wide
+    def __init__(self, inputs: int, *, dilated: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.dilated = dilated
         self.norm = BatchNorm(inputs, dtype=dtype)
-        self.conv = Conv(inputs, inputs // 2, 1, init=he_normal_in, dtype=dtype, rngs=rngs)
+        self.conv = Conv(inputs, inputs // 2, 1, init=he_normal_fan_in, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, maps: Float[Array, "b h w c"], moments: Moments | None, *, train: bool
     ) -> Float[Array, "b oh ow half"]:
-        """Returns the next block's input."""
+        """Return the next block's input."""
         active = jax.nn.relu(self.norm(maps, train=train, moments=moments))
-        return self.conv(average_pool(active, 1 if self.wide else 2))
+        return self.conv(average_pool(active, 1 if self.dilated else 2))
 
 
 class DenseNet(nnx.Module):
@@ -86,8 +86,8 @@ class DenseNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        wide = is_dilated(output_stride)
-        self.stem = Conv(3, stem, 7, stride=2, init=he_normal_in, dtype=dtype, rngs=rngs)
+        dilated = is_dilated(output_stride)
+        self.stem = Conv(3, stem, 7, stride=2, init=he_normal_fan_in, dtype=dtype, rngs=rngs)
         self.stem_norm = BatchNorm(stem, dtype=dtype)
         self.blocks: nnx.List[nnx.List[DenseLayer]] = nnx.List([])
         self.transitions: nnx.List[Transition] = nnx.List([])
@@ -96,10 +96,10 @@ class DenseNet(nnx.Module):
         for index, layers in enumerate(blocks):
             if index > 0:
                 self.transitions.append(
-                    Transition(width, wide=wide and index == 3, dtype=dtype, rngs=rngs)
+                    Transition(width, dilated=dilated and index == 3, dtype=dtype, rngs=rngs)
                 )
                 width //= 2
-            dilation = 2 if wide and index == 3 else 1
+            dilation = 2 if dilated and index == 3 else 1
             block = [
                 DenseLayer(width + i * growth, growth, bottleneck, dilation, dtype=dtype, rngs=rngs)
                 for i in range(layers)
@@ -108,11 +108,11 @@ class DenseNet(nnx.Module):
             width += layers * growth
             widths.append(width)
         self.norm = BatchNorm(width, dtype=dtype)
-        self.head = Linear(width, outputs, bias=False, rngs=rngs)
+        self.head = linear(width, outputs, bias=False, rngs=rngs)
         self.channels = (widths[0], widths[1], widths[2], widths[3], widths[4])
 
     def stages(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Stages:
-        """Returns the pooled stem, the outputs of three blocks, and the features."""
+        """Return the pooled stem, the outputs of three blocks, and the features."""
         maps = max_pool(jax.nn.relu(self.stem_norm(self.stem(images), train=train)))
         stages = [maps]
         for index, block in enumerate(self.blocks):
@@ -120,7 +120,7 @@ class DenseNet(nnx.Module):
             for layer in block:
                 fresh = layer(maps, moments, train=train)
                 maps = jnp.concatenate([maps, fresh], -1)
-                moments = join(moments, moments_of(fresh)) if moments else None
+                moments = concatenate_moments(moments, moments_of(fresh)) if moments else None
             if index < len(self.transitions):
                 stages.append(maps)
                 maps = self.transitions[index](maps, moments, train=train)
@@ -130,15 +130,15 @@ class DenseNet(nnx.Module):
     def features(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b fh fw c"]:
-        """Returns the last norm's output, before its ReLU (torchvision's `norm5`)."""
+        """Return the last norm's output, before its ReLU (torchvision's `norm5`)."""
         return self.stages(images, train=train)[-1]
 
     def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
-        """Returns logits: ReLU, mean over the cells, linear map."""
+        """Return logits: ReLU, mean over the cells, linear map."""
         return self.head(jax.nn.relu(features.astype(jnp.float32)).mean((1, 2)))
 
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b n"]:
-        """Returns the logits of images."""
+        """Return the logits of images."""
         return self.classify(self.features(images, train=train))

@@ -1,6 +1,6 @@
 """IRNet: class boundaries and displacements from a frozen backbone (Ahn et al. 2019).
 
-The backbone is any of ours, where the original is tied to a ResNet-50; maps are enlarged to the
+The backbone is any of ours, where the original is tied to a ResNet-50; maps are upsampled to the
 stride-4 grid by whatever power of two their stage needs.
 """
 
@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from chexseg_jax.models.backbone import Backbone, Stages
-from chexseg_jax.models.layers import Conv, GroupNorm, resize
+from chexseg_jax.models.layers import EPSILON, Conv, resize
 
 EDGE_WIDTH = 32
 EDGE_GROUPS = 4
@@ -23,21 +23,25 @@ DISPLACEMENT_GROUPS = (8, 16, 16, 16, 16)
 
 
 class Branch(nnx.Module):
-    """A 1 x 1 convolution, group norm, enlargement, ReLU."""
+    """A 1 x 1 convolution, group norm, upsampling, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = Conv(inputs, outputs, 1, dtype=dtype, rngs=rngs)
-        self.norm = GroupNorm(outputs, groups, dtype=dtype)
+        self.dtype = dtype
+        self.norm = nnx.GroupNorm(
+            outputs, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, rngs=rngs
+        )
 
     def __call__(
         self, maps: Float[Array, "b h w c"], height: int, width: int
     ) -> Float[Array, "b height width o"]:
-        """Returns the branch's maps on a grid at least as fine."""
-        return jax.nn.relu(enlarge(self.norm(self.conv(maps)), height, width))
+        """Return the branch's maps on a grid at least as fine."""
+        normed = self.norm(self.conv(maps).astype(jnp.float32)).astype(self.dtype)
+        return jax.nn.relu(upsample(normed, height, width))
 
 
 class Heads(nnx.Module):
-    """All that IRNet trains: one head for boundaries and one for displacements."""
+    """The trained heads of IRNet, for boundaries and for displacements."""
 
     def __init__(self, channels: Sequence[int], *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.edges = nnx.List(
@@ -57,13 +61,13 @@ class Heads(nnx.Module):
         self.mean_shift = nnx.BatchStat(jnp.zeros(2))
 
     def boundary(self, stages: Stages) -> Float[Array, "b fh fw"]:
-        """Returns the logits of boundaries on the stride-4 grid."""
+        """Return the logits of boundaries on the stride-4 grid."""
         grid = stages[1].shape[1:3]
         maps = [edge(stage, *grid) for edge, stage in zip(self.edges, stages, strict=True)]
         return self.edge(jnp.concatenate(maps, -1))[..., 0].astype(jnp.float32)
 
     def displacement(self, stages: Stages, *, train: bool) -> Float[Array, "b fh fw 2"]:
-        """Returns (dy, dx) to the object's centre; centred by its mean unless `train`."""
+        """Return (dy, dx) to the object's centre, minus their running mean unless `train`."""
         grid, half = stages[1].shape[1:3], stages[2].shape[1:3]
         grids = (grid, grid, half, half, half)
         maps = [
@@ -84,23 +88,23 @@ class IRNet(nnx.Module):
         self.heads = Heads(backbone.channels, dtype=dtype, rngs=rngs)
 
     def stages(self, images: Float[Array, "b h w 3"]) -> Stages:
-        """Returns the backbone's maps, with its running statistics and without a gradient."""
+        """Return the backbone's maps, with its running statistics and without a gradient."""
         return jax.tree.map(lax.stop_gradient, self.backbone.stages(images, train=False))
 
     def from_features(
         self, stages: Stages, *, train: bool = False
     ) -> tuple[Float[Array, "b fh fw"], Float[Array, "b fh fw 2"]]:
-        """Returns what `__call__` does, from stages that were computed before."""
+        """Return boundary logits and displacements of precomputed stages."""
         return self.heads.boundary(stages), self.heads.displacement(stages, train=train)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> tuple[Float[Array, "b fh fw"], Float[Array, "b fh fw 2"]]:
-        """Returns boundary logits and displacements on the stride-4 grid."""
+        """Return boundary logits and displacements on the stride-4 grid."""
         return self.from_features(self.stages(images), train=train)
 
     def boundaries(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b fh fw"]:
-        """Returns boundaries on [0, 1], from the mean logit of images and their mirror images."""
+        """Return boundaries on [0, 1], from the mean logit of images and their mirror images."""
 
         def logits(views: Float[Array, "b h w 3"]) -> Float[Array, "b fh fw"]:
             return self.heads.boundary(self.stages(views))
@@ -109,12 +113,12 @@ class IRNet(nnx.Module):
         return jax.nn.sigmoid((straight + mirrored[:, :, ::-1]) / 2)
 
 
-def enlarge(
+def upsample(
     maps: Float[Array, "b h w c"], height: int, width: int
 ) -> Float[Array, "b height width c"]:
-    """Returns maps enlarged by the smallest power of two that covers a grid, cropped to it."""
+    """Upsample maps by the smallest power of two that covers a grid, and crop them to it."""
     factor = 1
     while factor * maps.shape[1] < height or factor * maps.shape[2] < width:
         factor *= 2
-    larger = resize(maps, factor * maps.shape[1], factor * maps.shape[2], corners=False)
+    larger = resize(maps, factor * maps.shape[1], factor * maps.shape[2], align_corners=False)
     return larger[:, :height, :width]

@@ -7,8 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from chexseg_jax.models.backbone import Stages, is_dilated
-from chexseg_jax.models.initialisers import he_normal_out
-from chexseg_jax.models.layers import BatchNorm, Conv, Linear, max_pool
+from chexseg_jax.models.initializers import he_normal_fan_out
+from chexseg_jax.models.layers import BatchNorm, Conv, linear, max_pool
 
 
 class Block(nnx.Module):
@@ -43,7 +43,7 @@ class Block(nnx.Module):
                     size,
                     stride=step,
                     dilation=dilation,
-                    init=he_normal_out,
+                    init=he_normal_fan_out,
                     dtype=dtype,
                     rngs=rngs,
                 )
@@ -52,14 +52,14 @@ class Block(nnx.Module):
             channels = wanted
         changed = stride != 1 or inputs != outputs
         self.shortcut = (
-            Conv(inputs, outputs, 1, stride=stride, init=he_normal_out, dtype=dtype, rngs=rngs)
+            Conv(inputs, outputs, 1, stride=stride, init=he_normal_fan_out, dtype=dtype, rngs=rngs)
             if changed
             else None
         )
         self.shortcut_norm = BatchNorm(outputs, dtype=dtype) if changed else None
 
     def __call__(self, maps: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b oh ow o"]:
-        """Returns the block's output."""
+        """Return the block's output."""
         residual = maps
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             residual = norm(conv(residual if index == 0 else jax.nn.relu(residual)), train=train)
@@ -83,11 +83,11 @@ class ResNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Draws a ResNet.
+        """Build a ResNet.
 
         Args:
-            outputs: how many logits.
-            blocks: how many blocks in each of four layers.
+            outputs: number of logits.
+            blocks: number of blocks in each of four layers.
             bottleneck: whether blocks are bottlenecks, as from ResNet-50 on.
             width: channels of the stem.
             output_stride: at 16 the last layer keeps its grid.
@@ -96,29 +96,29 @@ class ResNet(nnx.Module):
             dtype: in which to compute.
             rngs: `params` draws the weights.
         """
-        wide = is_dilated(output_stride)
-        self.stem = Conv(3, width, 7, stride=2, init=he_normal_out, dtype=dtype, rngs=rngs)
+        keeps_grid = is_dilated(output_stride)
+        self.stem = Conv(3, width, 7, stride=2, init=he_normal_fan_out, dtype=dtype, rngs=rngs)
         self.stem_norm = BatchNorm(width, dtype=dtype)
         self.layers: nnx.List[nnx.List[Block]] = nnx.List([])
         expansion = 4 if bottleneck else 1
         channels = width
         for index, count in enumerate(blocks):
-            kept = index == 0 or (wide and index == 3)
+            same_grid = index == 0 or (keeps_grid and index == 3)
             layer: nnx.List[Block] = nnx.List([])
             for position in range(count):
                 block = Block(
                     channels,
                     width << index,
                     bottleneck=bottleneck,
-                    stride=1 if kept or position > 0 else 2,
-                    dilation=2 if wide and dilated and index == 3 else 1,
+                    stride=1 if same_grid or position > 0 else 2,
+                    dilation=2 if keeps_grid and dilated and index == 3 else 1,
                     dtype=dtype,
                     rngs=rngs,
                 )
                 layer.append(block)
                 channels = expansion * (width << index)
             self.layers.append(layer)
-        self.head = Linear(channels, outputs, rngs=rngs)
+        self.head = linear(channels, outputs, rngs=rngs)
         first = expansion * width
         self.channels = (width, first, 2 * first, 4 * first, 8 * first)
 
@@ -132,7 +132,7 @@ class ResNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> "ResNet":
-        """Returns a ResNet-50."""
+        """Return a ResNet-50."""
         return cls(
             outputs,
             blocks=(3, 4, 6, 3),
@@ -144,7 +144,7 @@ class ResNet(nnx.Module):
         )
 
     def stages(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Stages:
-        """Returns the pooled stem and the outputs of four layers."""
+        """Return the pooled stem and the outputs of four layers."""
         maps = max_pool(jax.nn.relu(self.stem_norm(self.stem(images), train=train)))
         stages = [maps]
         for layer in self.layers:
@@ -156,15 +156,15 @@ class ResNet(nnx.Module):
     def features(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b fh fw c"]:
-        """Returns the last layer's output."""
+        """Return the last layer's output."""
         return self.stages(images, train=train)[-1]
 
     def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
-        """Returns logits: mean over the cells, linear map."""
+        """Return logits: mean over the cells, linear map."""
         return self.head(features.astype(jnp.float32).mean((1, 2)))
 
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b n"]:
-        """Returns the logits of images."""
+        """Return the logits of images."""
         return self.classify(self.features(images, train=train))

@@ -1,7 +1,10 @@
-"""Which network a checkpoint holds: one frozen description, enough to build it again and to feed it."""
+"""Network specifications: one frozen description from which any checkpoint's network is rebuilt.
+
+Every training stage writes its `NetworkSpec` into its manifest and every export into its `config.json`.
+"""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import jax
@@ -16,13 +19,15 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.runtime.cpu import compute_dtype
 
 NormalizationName = Literal["imagenet", "chexpert", "xrv"]
-"""Whose normalisation a network's weights were trained with."""
+"""The pixel normalization that a network's weights were trained with."""
 
 NORMALIZATIONS: Final[dict[NormalizationName, Normalization]] = {
     "imagenet": IMAGENET,
     "chexpert": CHEXPERT,
     "xrv": XRV,
 }
+
+Kind = Literal["segmenter", "classifier", "irnet"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,6 @@ class BackboneSpec:
     width: int = 64  # channels of the stem
     bottleneck: bool = False  # three convolutions a block instead of two (ResNet)
 
-    @classmethod
-    def read(cls, stated: Mapping[str, Any]) -> "Network":
-        """Returns what `asdict` and JSON made of a network."""
-        return cls(**{**stated, "blocks": tuple(stated["blocks"])})
-
 
 DENSENET121: Final = BackboneSpec()
 RESNET18: Final = BackboneSpec("resnet", (2, 2, 2, 2))
@@ -47,38 +47,35 @@ RESNET50: Final = BackboneSpec("resnet", (3, 4, 6, 3), bottleneck=True)
 
 
 def build_backbone(
-    network: BackboneSpec,
+    spec: BackboneSpec,
     outputs: int,
     key: jax.Array,
     *,
     output_stride: int = 32,
     dilated: bool = True,
 ) -> DenseNet | ResNet:
-    """Returns the network with fresh weights; `dilated` is as in `ResNet`."""
+    """Build a backbone with fresh weights; `dilated` is as in `ResNet`."""
     rngs, dtype = nnx.Rngs(key), compute_dtype()
-    if network.kind == "densenet":
+    if spec.kind == "densenet":
         return DenseNet(
             outputs,
-            blocks=network.blocks,
-            growth=network.growth,
-            stem=network.width,
+            blocks=spec.blocks,
+            growth=spec.growth,
+            stem=spec.width,
             output_stride=output_stride,
             dtype=dtype,
             rngs=rngs,
         )
     return ResNet(
         outputs,
-        blocks=network.blocks,
-        bottleneck=network.bottleneck,
-        width=network.width,
+        blocks=spec.blocks,
+        bottleneck=spec.bottleneck,
+        width=spec.width,
         output_stride=output_stride,
         dilated=dilated,
         dtype=dtype,
         rngs=rngs,
     )
-
-
-Kind = Literal["segmenter", "classifier", "irnet"]
 
 
 @dataclass(frozen=True)
@@ -87,54 +84,71 @@ class DecoderSpec:
 
     width: int
     rates: tuple[int, int, int]
+    dropout: float = 0.5
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Which network it is, and what it expects of pixels."""
+    """A network's architecture, and the input that its weights expect."""
 
     kind: Kind
-    network: BackboneSpec
-    """The backbone; of a classifier, all of it."""
+    backbone: BackboneSpec
     outputs: int
-    """Of the backbone's head: 14 log odds, or 42 logits of a classifier of three classes."""
+    """Outputs of the backbone's head: 14 logits, or 42 of a classifier with three classes each."""
     output_stride: int
     image_size: int
-    normalisation: Normalization
+    normalization: Normalization
     dilated: bool = True
-    """Whether a ResNet of stride 16 widens its last stage's filters; IRNet's own does not."""
+    """Whether a ResNet of output stride 16 dilates its last stage; IRNet's own backbone does not."""
     decoder: DecoderSpec | None = None
     """Of a segmenter."""
 
-    def construct(self) -> Any:
-        """Returns the network with fresh weights."""
-        backbone = build_backbone(
-            self.network,
-            self.outputs,
-            jax.random.key(0),
-            output_stride=self.output_stride,
-            dilated=self.dilated,
-        )
+    def build(self, seed: int = 0, backbone: Any | None = None) -> Any:
+        """Build the network with fresh weights, on a trained backbone if one is given.
+
+        Raises:
+            ValueError: a segmenter's decoder is missing.
+        """
+        if backbone is None:
+            backbone = build_backbone(
+                self.backbone,
+                self.outputs,
+                jax.random.key(seed),
+                output_stride=self.output_stride,
+                dilated=self.dilated,
+            )
         if self.kind == "classifier":
             return backbone
-        rngs, dtype = nnx.Rngs(0), compute_dtype()
+        rngs, dtype = nnx.Rngs(seed), compute_dtype()
         if self.kind == "irnet":
             return IRNet(backbone, rngs=rngs, dtype=dtype)
         if self.decoder is None:
-            raise ValueError("a segmenter has a decoder")
-        sizes = asdict(self.decoder)
-        return DeepLabV3Plus(backbone, outputs=len(PATHOLOGIES), **sizes, dtype=dtype, rngs=rngs)
+            raise ValueError("the specification of a segmenter needs a decoder")
+        return DeepLabV3Plus(
+            backbone,
+            outputs=len(PATHOLOGIES),
+            width=self.decoder.width,
+            rates=self.decoder.rates,
+            dropout=self.decoder.dropout,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     @classmethod
-    def read(cls, stated: Mapping[str, Any]) -> "Description":
-        """Returns what `asdict` and JSON made of a description."""
-        decoder = stated["decoder"]
-        pixels = {name: tuple(values) for name, values in stated["normalisation"].items()}
-        return cls(
-            **{
-                **stated,
-                "network": BackboneSpec.read(stated["network"]),
-                "normalisation": Normalization(**pixels),
-                "decoder": decoder and DecoderSpec(decoder["width"], tuple(decoder["rates"])),
-            }
-        )
+    def from_json(cls, content: Mapping[str, Any]) -> "NetworkSpec":
+        """Read what `asdict` and JSON made of a specification; other keys are passed over.
+
+        Raises:
+            KeyError, TypeError, AttributeError: a key is missing or of another kind.
+        """
+        values = {name: content[name] for name in cls.__dataclass_fields__}
+        backbone, decoder = dict(values["backbone"]), values["decoder"]
+        statistics = {name: tuple(v) for name, v in values["normalization"].items()}
+        if decoder is not None:
+            decoder = DecoderSpec(**{**decoder, "rates": tuple(decoder["rates"])})
+        values |= {
+            "backbone": BackboneSpec(**{**backbone, "blocks": tuple(backbone["blocks"])}),
+            "normalization": Normalization(**statistics),
+            "decoder": decoder,
+        }
+        return cls(**values)

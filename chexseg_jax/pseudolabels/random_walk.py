@@ -7,6 +7,7 @@ the power x^n is a sum of Chebyshev polynomials with binomial weights, which van
 deviations.
 """
 
+from collections.abc import Callable
 from functools import partial
 from math import comb
 
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from chexseg_jax.pseudolabels.affinity import affinities, paths
+from chexseg_jax.runtime.cpu import by_platform
 
 NEGLIGIBLE = 1e-8
 """The total weight of the last polynomials that may be left out."""
@@ -57,14 +59,32 @@ def random_walk(
         radius: of a step, in cells.
         beta: the exponent of the affinities.
         steps: of the walk.
-        batched: whether to walk all images at once rather than one by one; by default on accelerators
-            only, as a CPU's cache holds the affinities of one image.
+        batched: whether to walk all images at once rather than one by one; by default on every platform
+            but CPUs.
     """
-    if batched is None:
-        batched = jax.default_backend() != "cpu"
-    if not batched:
-        walk = partial(random_walk, radius=radius, beta=beta, steps=steps, batched=True)
-        return jax.lax.map(lambda image: walk(*image), (maps[:, None], boundaries[:, None]))[:, 0]
+    walk = partial(_walk, radius=radius, beta=beta, steps=steps)
+    if batched is not None:
+        return walk(maps, boundaries) if batched else _image_by_image(walk, maps, boundaries)
+    return by_platform(maps, boundaries, cpu=partial(_image_by_image, walk), default=walk)
+
+
+def _image_by_image(
+    walk: Callable[..., Float[Array, "b h w k"]],
+    maps: Float[Array, "b h w k"],
+    boundaries: Float[Array, "b h w"],
+) -> Float[Array, "b h w k"]:
+    """Walk one image at a time, whose affinities fit into a CPU's cache."""
+    return jax.lax.map(lambda image: walk(*image), (maps[:, None], boundaries[:, None]))[:, 0]
+
+
+def _walk(
+    maps: Float[Array, "b h w k"],
+    boundaries: Float[Array, "b h w"],
+    *,
+    radius: int,
+    beta: float,
+    steps: int,
+) -> Float[Array, "b h w k"]:
     height, width = boundaries.shape[1:]
     reach = radius - 1
     offsets = [path[0] for path in paths(radius)]

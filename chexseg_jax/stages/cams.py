@@ -1,7 +1,7 @@
-"""A classifier and images to class activation maps.
+"""Compute class activation maps of every image with a trained classifier.
 
-Kept at the features' resolution; whoever needs them larger enlarges them. All ten pathologies of every
-image are mapped, whatever its labels.
+Maps stay at the features' resolution; whoever needs them larger upsamples them. All ten pathologies of
+every image are mapped, whatever its labels.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 
 from chexseg_jax.images import Normalization
 from chexseg_jax.inference.apply import Cams, jit_inference
-from chexseg_jax.pseudolabels.gradcam import normalise_cams
+from chexseg_jax.pseudolabels.gradcam import normalize_cams
 from chexseg_jax.runtime.stage_folder import StageFolder, missing_shards, write_records
 from chexseg_jax.training.data import Source, Subset, letterboxed, ordered_batches
 
@@ -21,7 +21,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class CamsConfig:
-    """How many images at once."""
+    """The batch size of the maps' computation."""
 
     batch_size: int = 32
 
@@ -30,23 +30,22 @@ def run(
     config: CamsConfig,
     *,
     classifier: Any,
-    normalise: Normalization,
+    normalization: Normalization,
     images: Source,
-    size: int,
+    image_size: int,
     folder: StageFolder,
 ) -> None:
-    """Writes `cams-*.arrayrecord`: for each image its maps (float16), log odds and labels."""
-    mapped = jit_inference(Cams(normalise), classifier)
-    for path, part in missing_shards(folder, "cams", len(images), "arrayrecord"):
+    """Write `cams-*.arrayrecord`: maps (float16), logits and labels of each image."""
+    infer = jit_inference(Cams(normalization), classifier)
+    for path, indices in missing_shards(folder, "cams", len(images), "arrayrecord"):
         examples: list[dict[str, Any]] = []
-        for batch, count in ordered_batches(
-            letterboxed(Subset(images, part), size), config.batch_size
-        ):
-            cams, logits = mapped(batch["images"])
-            # Scaled before float16, which cannot hold the gradients of a very sure network.
-            scaled = np.asarray(normalise_cams(jnp.asarray(cams))).astype(np.float16)
-            kept = {name: batch[name] for name in ("image_id", "sizes", "labels")}
-            columns = {"cams": scaled, "logits": logits, **kept}
+        source = letterboxed(Subset(images, indices), image_size)
+        for batch, count in ordered_batches(source, config.batch_size):
+            cams, logits = infer(batch["images"])
+            # Normalised before float16, which cannot hold the gradients of a very confident network.
+            scaled = np.asarray(normalize_cams(jnp.asarray(cams))).astype(np.float16)
+            columns = {"cams": scaled, "logits": logits}
+            columns |= {name: batch[name] for name in ("image_id", "sizes", "labels")}
             examples += [{n: column[i] for n, column in columns.items()} for i in range(count)]
         write_records(path, examples)
     folder.finish(images=len(images))

@@ -1,10 +1,9 @@
-"""Images and weak labels to a classifier.
+"""Train a classifier of the fourteen observations on image-level labels.
 
-The release validates studies, taking the greatest logit of their views; here every image counts.
+The release validates studies by the maximum logit over their views; here every image counts.
 """
 
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int
 from chexseg_jax.evaluation.metrics import auroc, mean_of
 from chexseg_jax.inference.apply import Logits, jit_inference
 from chexseg_jax.losses import Policy, classification_loss, policies_of
-from chexseg_jax.models.spec import NORMALIZATIONS, BackboneSpec, NormalizationName, build_backbone
+from chexseg_jax.models.spec import NORMALIZATIONS, BackboneSpec, NetworkSpec, NormalizationName
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import StageFolder
@@ -42,69 +41,71 @@ class ClassifierConfig:
 
     network: BackboneSpec = field(default_factory=BackboneSpec)
     policy: Policy | Literal["per-finding"] = "ignore"
-    """What an uncertain label means; `per-finding` is the CheXpert paper's choice."""
+    """How uncertain labels are used; `per-finding` is the CheXpert paper's choice."""
     output_stride: int = 32  # pixels per CAM cell: 32, or 16 with a dilated last block
-    pixels: NormalizationName = "imagenet"
+    normalization: NormalizationName = "imagenet"
     init: Path | None = None
-    """A PyTorch file to start from: torchvision, torchxrayvision, Lightning or MoCo."""
+    """A PyTorch file to start from: torchvision, torchxrayvision, Lightning or MoCo-CXR."""
     init_head: bool = False
-    """Whether to take that file's head too: a classifier of the same observations has one to give."""
+    """Whether to load that file's head too, if it classifies the same observations."""
     learning_rate: float = 1e-4
     batch_size: int = 16
     epochs: float = 3.0
     every: int = 300  # steps between validations: the paper's 4,800 images
     augment: float = 0.0
 
+    def network_spec(self, image_size: int) -> NetworkSpec:
+        """Return the specification of the classifier that these settings train."""
+        classes = 3 if "3-class" in policies_of(self.policy) else 1
+        return NetworkSpec(
+            kind="classifier",
+            backbone=self.network,
+            outputs=classes * len(OBSERVATIONS),
+            output_stride=self.output_stride,
+            image_size=image_size,
+            normalization=NORMALIZATIONS[self.normalization],
+        )
 
-def constructor(config: ClassifierConfig, seed: int = 0) -> Any:
-    """Returns a function that makes the classifier with fresh weights."""
-    kinds = 3 if "3-class" in policies_of(config.policy) else 1
-    outputs = kinds * len(OBSERVATIONS)
-    key = jax.random.key(seed)
-    return partial(build_backbone, config.network, outputs, key, output_stride=config.output_stride)
+    def for_teacher(self) -> "ClassifierConfig":
+        """Return the settings that train the teacher of a self-trained classifier."""
+        return replace(self, policy="ignore")
 
 
-def load_classifier(config: ClassifierConfig, folder: Path) -> Any:
-    """Returns the classifier that a run of this stage left in a folder."""
-    return restore(folder, constructor(config))
-
-
-def objective(config: ClassifierConfig, taught: nnx.GraphDef | None = None) -> Objective:
-    """Returns the loss of a batch; the context is the state of a teacher, `taught` its structure."""
-    policies, normalise = policies_of(config.policy), NORMALIZATIONS[config.pixels]
+def objective(config: ClassifierConfig, teacher_graph: nnx.GraphDef | None = None) -> Objective:
+    """Return the loss of a batch; a teacher's state comes as the objective's context."""
+    policies, normalize = policies_of(config.policy), NORMALIZATIONS[config.normalization]
 
     def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
-        beliefs = None
-        if taught is not None:
-            teaching = nnx.merge(taught, context)
-            beliefs = jax.nn.sigmoid(Logits(normalise)(teaching, batch["images"]))
-        outputs = model(normalise(batch["images"]), train=True)
-        return classification_loss(outputs, batch["labels"], policies, beliefs), {}
+        teacher_probs = None
+        if teacher_graph is not None:
+            teacher = nnx.merge(teacher_graph, context)
+            teacher_probs = jax.nn.sigmoid(Logits(normalize)(teacher, batch["images"]))
+        outputs = model(normalize(batch["images"]), train=True)
+        return classification_loss(outputs, batch["labels"], policies, teacher_probs), {}
 
     return loss_of
 
 
 def predict(
-    model: Any, source: Source, config: ClassifierConfig, size: int
+    model: Any, source: Source, spec: NetworkSpec, batch_size: int
 ) -> tuple[Float[np.ndarray, "m n"], Int[np.ndarray, "m n"]]:
-    """Returns the logits and the labels of every observation of every image."""
-    run, logits, labels = jit_inference(Logits(NORMALIZATIONS[config.pixels]), model), [], []
-    for batch, count in ordered_batches(
-        letterboxed(Subset(source, shard_for_process(len(source))), size), config.batch_size
-    ):
+    """Return the logits and the labels of every observation of every image."""
+    run, logits, labels = jit_inference(Logits(spec.normalization), model), [], []
+    shard = Subset(source, shard_for_process(len(source)))
+    for batch, count in ordered_batches(letterboxed(shard, spec.image_size), batch_size):
         logits.append(run(batch["images"])[:count])
         labels.append(batch["labels"][:count])
-    every = len(source)
-    return all_gather(np.concatenate(logits), every), all_gather(np.concatenate(labels), every)
+    total = len(source)
+    return all_gather(np.concatenate(logits), total), all_gather(np.concatenate(labels), total)
 
 
 def aurocs(logits: Float[np.ndarray, "m n"], labels: Int[np.ndarray, "m n"]) -> dict[str, float]:
-    """Returns the AUROC of every observation over the images where its label is sure."""
-    found = {}
+    """Return the AUROC of every observation over the images where its label is certain."""
+    scores = {}
     for k, name in enumerate(OBSERVATIONS):
-        sure = (labels[:, k] == 1) | (labels[:, k] == 0)
-        found[name] = auroc(logits[sure, k].astype(np.float64), labels[sure, k] == 1)
-    return found
+        certain = (labels[:, k] == 1) | (labels[:, k] == 0)
+        scores[name] = auroc(logits[certain, k].astype(np.float64), labels[certain, k] == 1)
+    return scores
 
 
 def run(
@@ -112,42 +113,43 @@ def run(
     *,
     train: Source,
     valid: Source,
-    size: int,
+    image_size: int,
     seed: int,
     folder: StageFolder,
     teacher: Path | None = None,
 ) -> None:
-    """Trains the classifier; the best by mean AUROC of the competition's observations is kept.
+    """Train the classifier; keep the best by mean AUROC of the competition's observations.
 
     Args:
         config: network and training.
         train: images with labels.
-        valid: images with sure labels.
-        size: the letterbox, pixels.
+        valid: images with certain labels.
+        image_size: side of the letterbox, pixels.
         seed: of weights and order.
-        folder: where it goes.
-        teacher: a folder of this stage, trained with uncertain labels ignored, whose predictions
-            stand in for them where the policy is `self-trained`.
+        folder: where checkpoints, metrics and the manifest go.
+        teacher: the folder of a classifier trained with uncertain labels ignored, whose predictions
+            replace them where the policy is `self-trained`.
     """
-    model = constructor(config, seed)()
+    spec = config.network_spec(image_size)
+    model = spec.build(seed)
     if config.init:
-        start_from(config.init, model, NORMALIZATIONS[config.pixels], head=config.init_head)
-    taught, context = None, None
+        start_from(config.init, model, spec.normalization, head=config.init_head)
+    teacher_graph, context = None, None
     if teacher is not None:
-        taught, context = nnx.split(load_classifier(without_teacher(config), teacher))
+        teacher_graph, context = nnx.split(restore(teacher))
 
     def evaluate(model: Any) -> dict[str, float]:
-        found = aurocs(*predict(model, valid, config, size))
-        score = mean_of([found[name] for name in COMPETITION_OBSERVATIONS])
-        every = mean_of(list(found.values()))
-        named = {f"auroc/{name}": value for name, value in found.items() if value == value}
-        return {"score": score if score == score else np.nan_to_num(every).item(), **named}
+        scores = aurocs(*predict(model, valid, spec, config.batch_size))
+        score = mean_of([scores[name] for name in COMPETITION_OBSERVATIONS])
+        overall = mean_of(list(scores.values()))
+        named = {f"auroc/{name}": value for name, value in scores.items() if value == value}
+        return {"score": score if score == score else np.nan_to_num(overall).item(), **named}
 
     steps = max(1, round(config.epochs * len(train) / config.batch_size))
     best = fit(
         model,
-        shuffled_repeated(letterboxed(train, size), seed, strength=config.augment),
-        objective(config, taught),
+        shuffled_repeated(letterboxed(train, image_size), seed, strength=config.augment),
+        objective(config, teacher_graph),
         optax.adam(config.learning_rate),
         folder=folder.path,
         name=folder.stage,
@@ -158,11 +160,13 @@ def run(
         evaluate=evaluate,
         context=context,
     )
-    found, labels = predict(load_classifier(config, folder.path), valid, config, size)
-    counts = {name: int((labels[:, k] == 1).sum()) for k, name in enumerate(OBSERVATIONS)}
-    folder.finish(**best, auroc=aurocs(found, labels), positives=counts, images=len(valid))
-
-
-def without_teacher(config: ClassifierConfig) -> ClassifierConfig:
-    """Returns the settings with which the teacher of a self-trained classifier is trained."""
-    return replace(config, policy="ignore")
+    model = restore(folder.path, spec)
+    logits, labels = predict(model, valid, spec, config.batch_size)
+    positives = {name: int((labels[:, k] == 1).sum()) for k, name in enumerate(OBSERVATIONS)}
+    folder.finish(
+        **best,
+        network=asdict(spec),
+        auroc=aurocs(logits, labels),
+        positives=positives,
+        images=len(valid),
+    )

@@ -48,7 +48,7 @@ from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.sharding import wait_for_all
 from chexseg_jax.runtime.stage_folder import (
-    Records,
+    RecordReader,
     StageFolder,
     missing_shards,
     write_json,
@@ -213,7 +213,7 @@ def _write_results(
     folder: StageFolder,
 ) -> None:
     """Write metrics, tables, predictions and examples from the scores of all images."""
-    records = Records(folder, "scores")
+    records = RecordReader(folder, "scores")
     scores: list[ImageScores] = []
 
     def predictions() -> Iterator[tuple[str, Mapping[str, Any]]]:

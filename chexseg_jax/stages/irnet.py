@@ -1,13 +1,12 @@
-"""Seeds and images to IRNet: where does one class end and the next begin?
+"""Train the boundary and displacement heads of IRNet on CRF seeds.
 
 The release adds up the ten pathologies' losses cumulatively, so that the first counts ten times; keeps
 the learning rate constant; and pads labels with background. Here the loss is the mean over the findings
-present, the rate decays polynomially, and what lies beyond the frame is unsure. The frozen backbone is
-our classifier unless a PyTorch file of the paper's, an ImageNet ResNet-50, is at hand.
+present, the rate decays polynomially, and labels beyond the frame are ignored. The frozen backbone is
+the classifier, or the paper's ImageNet ResNet-50 if its PyTorch file is given.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,9 @@ import optax
 from flax import nnx
 
 from chexseg_jax.images import Normalization, letterbox
-from chexseg_jax.models.irnet import IRNet
-from chexseg_jax.models.spec import RESNET50, NormalizationName, build_backbone
+from chexseg_jax.models.spec import NORMALIZATIONS, RESNET50, NetworkSpec, NormalizationName
 from chexseg_jax.pseudolabels.affinity import pair_losses
-from chexseg_jax.runtime.cpu import compute_dtype
-from chexseg_jax.runtime.stage_folder import Records, StageFolder
-from chexseg_jax.training.checkpoints import restore
+from chexseg_jax.runtime.stage_folder import RecordReader, StageFolder
 from chexseg_jax.training.data import BatchError, Example, Mapped, Source, shuffled_repeated
 from chexseg_jax.training.loop import fit, poly
 from chexseg_jax.training.step import Objective
@@ -30,7 +26,7 @@ from chexseg_jax.weights.convert import start_from
 
 VERSION = 1
 HEADS = nnx.All(nnx.Param, nnx.PathContains("heads"))
-"""What is trained."""
+"""The trained variables."""
 
 
 @dataclass(frozen=True)
@@ -46,55 +42,53 @@ class IrnetConfig:
     every: int = 1000  # steps between checkpoints
     augment: float = 0.5
     init: Path | None = None
-    """A PyTorch file of a ResNet-50 to be the frozen backbone in the classifier's place."""
+    """A PyTorch file of a ResNet-50, the frozen backbone in place of the classifier."""
     init_whole: bool = False
-    """Whether that file is a whole IRNet, its heads to start from."""
-    pixels: NormalizationName = "imagenet"
-    """The normalisation that file's weights expect."""
+    """Whether that file is a whole IRNet, whose heads are loaded too."""
+    normalization: NormalizationName = "imagenet"
+    """The pixel normalization that this file's weights expect."""
+
+    def network_spec(self, classifier: NetworkSpec) -> NetworkSpec:
+        """Return the specification of the IRNet that these settings train on a classifier's backbone."""
+        if self.init is None:
+            return NetworkSpec(**{**vars(classifier), "kind": "irnet"})
+        return NetworkSpec(
+            kind="irnet",
+            backbone=RESNET50,
+            outputs=1000,
+            output_stride=16,
+            image_size=classifier.image_size,
+            normalization=NORMALIZATIONS[self.normalization],
+            dilated=False,
+        )
 
 
-def constructor() -> Any:
-    """Returns a function that makes the backbone of `init`: a ResNet-50 of stride 16."""
-    return partial(
-        build_backbone, RESNET50, 1000, jax.random.key(0), output_stride=16, dilated=False
-    )
-
-
-def load_irnet(folder: Path, backbone: Any) -> IRNet:
-    """Returns the IRNet that a run of this stage left in a folder; `backbone` makes its backbone."""
-    return restore(folder, partial(_construct, backbone))
-
-
-def _construct(backbone: Any, seed: int = 0) -> IRNet:
-    return IRNet(backbone(), rngs=nnx.Rngs(seed), dtype=compute_dtype())
-
-
-def objective(radius: int, normalise: Normalization) -> Objective:
-    """Returns the loss of a batch: the mean over the findings that are seeded in it."""
+def objective(radius: int, normalization: Normalization) -> Objective:
+    """Return the loss of a batch: the mean over the findings with seeds in it."""
 
     def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
-        edges, displacements = model(normalise(batch["images"]), train=True)
+        boundaries, displacements = model(normalization(batch["images"]), train=True)
         labels = batch["seeds"].astype(jnp.int32)
-        here = (labels == 1).any((1, 2), keepdims=True)
+        seeded = (labels == 1).any((1, 2), keepdims=True)
         terms = pair_losses(
-            edges.astype(jnp.float32),
+            boundaries.astype(jnp.float32),
             displacements.astype(jnp.float32),
-            jnp.where(here, labels, -1),
+            jnp.where(seeded, labels, -1),
             radius,
         )
-        present = (terms["disease_pairs"] > 0).astype(jnp.float32)
+        present = (terms["foreground_pairs"] > 0).astype(jnp.float32)
         loss = (terms["total"] * present).sum() / jnp.maximum(present.sum(), 1)
-        names = ("background", "disease", "boundary")
-        shares = {n: (terms[n] * present).sum() / jnp.maximum(present.sum(), 1) for n in names}
-        return loss, shares
+        names = ("background", "foreground", "boundary")
+        means = {n: (terms[n] * present).sum() / jnp.maximum(present.sum(), 1) for n in names}
+        return loss, means
 
     return loss_of
 
 
-def descent(config: IrnetConfig, steps: int) -> optax.GradientTransformation:
-    """Returns the optimiser of both branches, over so many steps."""
+def optimizer(config: IrnetConfig, steps: int) -> optax.GradientTransformation:
+    """Return SGD with polynomial decay for both branches over a number of steps."""
 
-    def descend(rate: float) -> optax.GradientTransformation:
+    def sgd(rate: float) -> optax.GradientTransformation:
         return optax.chain(
             optax.add_decayed_weights(config.weight_decay),
             optax.sgd(poly(rate, steps), momentum=config.momentum or None),
@@ -105,44 +99,57 @@ def descent(config: IrnetConfig, steps: int) -> optax.GradientTransformation:
         return jax.tree.map(lambda path: "boundary" if "edge" in path else "displacement", paths)
 
     rate = config.learning_rate
-    return optax.partition({"boundary": descend(rate), "displacement": descend(10 * rate)}, branch)
+    return optax.partition({"boundary": sgd(rate), "displacement": sgd(10 * rate)}, branch)
 
 
 def run(
     config: IrnetConfig,
     *,
-    backbone: Any,
-    normalise: Normalization,
-    seeds: Records,
+    spec: NetworkSpec,
+    classifier: Any,
+    seeds: RecordReader,
     images: Source,
-    size: int,
     seed: int,
     folder: StageFolder,
 ) -> None:
-    """Trains IRNet's heads on a frozen backbone; the last step is kept."""
+    """Train IRNet's heads on a frozen backbone; keep the last step.
+
+    Args:
+        config: the training.
+        spec: the network, from `IrnetConfig.network_spec`.
+        classifier: the frozen backbone, unless `config.init` brings one.
+        seeds: the output of the seeds stage.
+        images: the images that seeds refer to by index.
+        seed: of weights and order.
+        folder: where checkpoints, metrics and the manifest go.
+
+    Raises:
+        BatchError: no image is seeded.
+    """
     if not len(seeds):
         raise BatchError(
-            "no image has a positive finding with a map, so there is nothing to relate; "
+            "no image has a positive finding with a map, so IRNet has nothing to learn from; "
             "check the labels, or use --pseudo=cam"
         )
 
     def example(_: int, record: Example) -> Example:
-        shown = images[int(record["index"])]
-        framed = letterbox(shown["image"], size)
-        return {"image_id": shown["image_id"], "images": framed, "seeds": record["seeds"]}
+        source = images[int(record["index"])]
+        return {
+            "image_id": source["image_id"],
+            "images": letterbox(source["image"], spec.image_size),
+            "seeds": record["seeds"],
+        }
 
-    if config.init and not config.init_whole:
-        start_from(config.init, backbone, normalise, head=False, stage="relate")
-    model = IRNet(backbone, rngs=nnx.Rngs(seed), dtype=compute_dtype())
-    if config.init and config.init_whole:
-        start_from(config.init, model, normalise, stage="relate")
+    model = spec.build(seed, backbone=None if config.init else classifier)
+    if config.init:
+        target = model if config.init_whole else model.backbone
+        start_from(config.init, target, spec.normalization, head=config.init_whole, stage="irnet")
     steps = max(1, round(config.epochs * len(seeds) / config.batch_size))
-
     best = fit(
         model,
         shuffled_repeated(Mapped(seeds, example), seed, strength=config.augment),
-        objective(config.radius, normalise),
-        descent(config, steps),
+        objective(config.radius, spec.normalization),
+        optimizer(config, steps),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,
@@ -151,4 +158,4 @@ def run(
         key=jax.random.key(seed),
         trained=HEADS,
     )
-    folder.finish(**best, images=len(seeds))
+    folder.finish(**best, network=asdict(spec), images=len(seeds))

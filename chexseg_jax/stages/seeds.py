@@ -1,7 +1,7 @@
-"""Class activation maps and images to seeds, IRNet's training labels.
+"""Turn class activation maps into seeds, the training labels of IRNet.
 
-Only findings whose label is positive are seeded, and only images with one are kept. The release seeds
-all ten everywhere, so that a map's loudest noise becomes disease.
+Only findings with a positive label are seeded, and only images that have one are stored. The release
+seeds all ten in every image, so that the largest noise of a map becomes foreground.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,12 @@ from chexseg_jax.pathologies import pathology_labels
 from chexseg_jax.pseudolabels.crf import CrfConfig, seeds_from_cams
 from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.runtime.sharding import wait_for_all
-from chexseg_jax.runtime.stage_folder import Records, StageFolder, missing_shards, write_records
+from chexseg_jax.runtime.stage_folder import (
+    RecordReader,
+    StageFolder,
+    missing_shards,
+    write_records,
+)
 from chexseg_jax.training.data import Source, Subset, letterboxed, ordered_batches
 
 VERSION = 1
@@ -30,7 +35,7 @@ STRIDE = 4
 class SeedsConfig:
     """Thresholds on maps divided by their maximum, and the CRF; defaults as in the paper (App. B)."""
 
-    disease: float = 0.3
+    foreground: float = 0.3
     background: float = 0.05
     crf: CrfConfig = field(default_factory=CrfConfig)
     batch_size: int = 16
@@ -49,31 +54,30 @@ def _seeds(
         small,
         labels,
         config.crf,
-        disease=config.disease,
+        foreground=config.foreground,
         background=config.background,
         stride=STRIDE,
     )
 
 
 def run(
-    config: SeedsConfig, *, cams: Records, images: Source, size: int, folder: StageFolder
+    config: SeedsConfig, *, cams: RecordReader, images: Source, image_size: int, folder: StageFolder
 ) -> None:
-    """Writes `seeds-*.arrayrecord`: the index and the seeds of each image with a positive finding."""
-    make = jit_sharded(partial(_seeds, config=config))
-    for path, part in missing_shards(folder, "seeds", len(images), "arrayrecord"):
-        found = [cams[index] for index in part]
-        labels = pathology_labels(np.stack([record["labels"] for record in found]))
-        maps = np.stack([record["cams"] for record in found])
-        chosen = np.flatnonzero(((labels == 1) & (maps.max((1, 2)) > 0)).any(-1))
-        source = letterboxed(Subset(images, chosen + part.start), size)
+    """Write `seeds-*.arrayrecord`: index and seeds of each image with a positive finding."""
+    make_seeds = jit_sharded(partial(_seeds, config=config))
+    for path, indices in missing_shards(folder, "seeds", len(images), "arrayrecord"):
+        records = [cams[index] for index in indices]
+        labels = pathology_labels(np.stack([record["labels"] for record in records]))
+        maps = np.stack([record["cams"] for record in records])
+        seeded = np.flatnonzero(((labels == 1) & (maps.max((1, 2)) > 0)).any(-1))
+        source = letterboxed(Subset(images, seeded + indices.start), image_size)
         examples: list[dict[str, Any]] = []
         for batch, count in ordered_batches(source, config.batch_size):
-            rows = chosen[len(examples) : len(examples) + count]
-            filled = np.resize(rows, config.batch_size)
-            seeds = make(maps[filled], batch["images"], labels[filled])
-            numbers = rows + part.start
-            pairs = zip(numbers, seeds, strict=False)
+            rows = seeded[len(examples) : len(examples) + count]
+            padded = np.resize(rows, config.batch_size)
+            seeds = make_seeds(maps[padded], batch["images"], labels[padded])
+            pairs = zip(rows + indices.start, seeds, strict=False)
             examples += [dict(index=np.asarray(i), seeds=s) for i, s in pairs]
         write_records(path, examples)
-    wait_for_all(f"seeds {folder.path.name}")  # all of them are counted
-    folder.finish(images=len(images), seeded=len(Records(folder, "seeds")))
+    wait_for_all(f"seeds {folder.path.name}")  # the count below reads every process's shards
+    folder.finish(images=len(images), seeded=len(RecordReader(folder, "seeds")))

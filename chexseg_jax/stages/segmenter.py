@@ -1,32 +1,30 @@
-"""Expert masks, pseudo-masks and rho to a segmenter.
+"""Train a segmenter on expert masks and pseudo-masks mixed with probability rho.
 
 One training for the paper's three: rho = 0 is weakly supervised, 1 fully, 0.9 CheXseg. As in the paper
 the encoder starts from the classifier's weights. Pseudo-masks of uncertain findings are ignored in the
-loss; thresholds are chosen on expert masks kept apart, where the release takes them from the training
+loss; thresholds are chosen on held-out expert masks, where the release takes them from the training
 epoch's running counts.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
 from chexseg_jax.evaluation.metrics import Counts, count, mean_of, stack, threshold_bins
 from chexseg_jax.images import Normalization
 from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.losses import dice
-from chexseg_jax.models.deeplab import DeepLabV3Plus
+from chexseg_jax.models.spec import DecoderSpec, NetworkSpec
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
-from chexseg_jax.runtime.cpu import compute_dtype
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import StageFolder
-from chexseg_jax.training.checkpoints import restore
 from chexseg_jax.training.data import (
     Example,
     Mapped,
@@ -43,6 +41,8 @@ from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
 VERSION = 1
+CACHED_IMAGES = 1024
+"""Letterboxed expert images kept in memory, 1.1 MB each at 320 pixels."""
 
 
 @dataclass(frozen=True)
@@ -60,116 +60,134 @@ class SegmenterConfig:
     every: int = 200  # steps between validations
     augment: float = 0.0
     maps: int | None = None
-    """How many pseudo-masks to draw from, chosen by the seed; all of them if not given."""
+    """How many pseudo-masks to use, sampled by the seed; all of them if not given."""
+
+    def network_spec(self, encoder: NetworkSpec) -> NetworkSpec:
+        """Return the specification of the segmenter that these settings train on an encoder."""
+        decoder = DecoderSpec(self.width, self.rates, self.dropout)
+        return NetworkSpec(
+            **{**vars(encoder), "kind": "segmenter", "output_stride": 16, "decoder": decoder}
+        )
 
 
-def _construct(backbone: Any, config: SegmenterConfig, seed: int = 0) -> DeepLabV3Plus:
-    return DeepLabV3Plus(
-        backbone(),
-        outputs=len(PATHOLOGIES),
-        width=config.width,
-        rates=config.rates,
-        dropout=config.dropout,
-        dtype=compute_dtype(),
-        rngs=nnx.Rngs(seed),
-    )
-
-
-def objective(normalise: Normalization) -> Objective:
-    """Returns the loss of a batch: 1 minus the mean Dice score of the pathologies that are known."""
+def objective(normalization: Normalization) -> Objective:
+    """Return the loss of a batch: 1 minus the mean Dice score over the valid pathologies."""
 
     def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
-        logits = model(normalise(batch["images"]), train=True, key=key)
-        return 1 - dice(logits, batch["masks"], batch["known"]).mean(), {}
+        logits = model(normalization(batch["images"]), train=True, key=key)
+        return 1 - dice(logits, batch["masks"], batch["valid"]).mean(), {}
 
     return loss_of
 
 
-def restore_segmenter(config: SegmenterConfig, backbone: Any, folder: Path) -> DeepLabV3Plus:
-    """Returns the segmenter that a run of this stage left; `backbone` makes its encoder."""
-    return restore(folder, partial(_construct, backbone, config))
-
-
 def counts_of(
-    model: Any, source: Source, normalise: Normalization, size: int, batch_size: int
+    model: Any, shard: Source, total: int, normalization: Normalization, batch_size: int
 ) -> Counts:
-    """Returns the counts of every image of a source with masks, at every threshold."""
-    run, counts = jit_inference(MaskProbabilities(normalise), model), []
-    mine = Subset(source, shard_for_process(len(source)))
-    for batch, number in ordered_batches(letterboxed(mine, size, keep=len(mine)), batch_size):
+    """Return the counts of all images at every threshold, gathered from every process's shard."""
+    run, counts = jit_inference(MaskProbabilities(normalization), model), []
+    for batch, number in ordered_batches(shard, batch_size):
         bins = threshold_bins(run(batch["images"])[:number])
-        pairs = zip(bins, batch["masks"], strict=False)
-        counts += [count(some, masks) for some, masks in pairs]
-    return all_gather(stack(counts), len(source))
+        counts += [count(b, masks) for b, masks in zip(bins, batch["masks"], strict=False)]
+    return all_gather(stack(counts), total)
 
 
 def run(
     config: SegmenterConfig,
     *,
-    backbone: Any,
-    normalise: Normalization,
+    spec: NetworkSpec,
+    encoder: Any,
     expert_train: Source,
     expert_val: Source,
-    pseudo: PseudoMaskSource,
+    pseudo_masks: PseudoMaskSource | None,
     images: Source,
     rho: float,
-    size: int,
     seed: int,
     folder: StageFolder,
 ) -> None:
-    """Trains the segmenter; the best by mean IoU on expert-val, over what is drawn there, is kept.
+    """Train the segmenter; keep the best by mean IoU on expert-val, over the pathologies there.
 
     Args:
-        config: network and training.
-        backbone: the encoder, with the weights it is to start from.
-        normalise: what the encoder's weights expect.
-        expert_train: images with experts' masks.
-        expert_val: the same, kept apart to choose checkpoint and thresholds.
-        pseudo: pseudo-masks of `images`, in the same order.
+        config: the training.
+        spec: the network, from `SegmenterConfig.network_spec`.
+        encoder: the encoder with its initial weights.
+        expert_train: images with expert masks; not read if rho is 0.
+        expert_val: held-out expert masks that choose the checkpoint.
+        pseudo_masks: of `images`, in the same order; None if rho is 1.
         images: images with labels only.
         rho: the probability that a sample is an expert's.
-        size: the letterbox, pixels.
         seed: of weights, order and mix.
-        folder: where it goes.
+        folder: where checkpoints, metrics and the manifest go.
     """
-    model = _construct(lambda: backbone, config, seed)
+    model = spec.build(seed, backbone=encoder)
     if config.init:
-        start_from(config.init, model, normalise)
-    chosen = sample_indices(len(images), config.maps, seed)
-
-    def weak(index: int, example: Example) -> Example:
-        shown, known = pseudo.letterboxed(chosen[index], example["image_id"], size)
-        return {**example, "masks": shown, "known": known}
-
-    def expert(_: int, example: Example) -> Example:
-        return {**example, "known": np.ones(len(PATHOLOGIES), bool)}
-
-    experts = shuffled_repeated(
-        Mapped(letterboxed(expert_train, size, keep=1024), expert), seed, strength=config.augment
-    )
-    weaks = shuffled_repeated(
-        Mapped(letterboxed(Subset(images, chosen), size), weak), seed + 1, strength=config.augment
-    )
+        start_from(config.init, model, spec.normalization, stage="segmenter")
+    indices = sample_indices(len(images), config.maps, seed)
+    experts = _expert_dataset(expert_train, spec.image_size) if rho > 0 else None
+    weak = None
+    if rho < 1:
+        if pseudo_masks is None:
+            raise ValueError(f"pseudo-masks are needed at rho = {rho:g}")
+        weak = _weak_dataset(images, pseudo_masks, indices, spec.image_size)
+    shard = Subset(expert_val, shard_for_process(len(expert_val)))
+    validation = letterboxed(shard, spec.image_size, cache=len(shard))  # decoded once
 
     def evaluate(model: Any) -> dict[str, float]:
-        counts = counts_of(model, expert_val, normalise, size, config.batch_size).pooled()
-        best = np.where(counts.truths > 0, np.nan_to_num(counts.iou()).max(0), np.nan)
+        counts = counts_of(
+            model, validation, len(expert_val), spec.normalization, config.batch_size
+        ).pooled()
+        best = np.where(counts.target_area > 0, np.nan_to_num(counts.iou()).max(0), np.nan)
         score = mean_of(best)
         named = {f"iou/{n}": float(v) for n, v in zip(PATHOLOGIES, best, strict=True) if v == v}
         return {"score": 0.0 if np.isnan(score) else score, **named}
 
-    examples = len(expert_train) + len(chosen)
+    def dataset(source: Source | None, seed: int) -> grain.MapDataset | None:
+        if source is None:
+            return None
+        return shuffled_repeated(source, seed, strength=config.augment)
+
     best = fit(
         model,
-        mix(experts, weaks, rho, seed),
-        objective(normalise),
+        mix(dataset(experts, seed), dataset(weak, seed + 1), rho, seed),
+        objective(spec.normalization),
         optax.adam(config.learning_rate),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,
-        steps=max(1, round(config.epochs * examples / config.batch_size)),
+        steps=training_steps(config, len(expert_train), len(images)),
         every=config.every,
         key=jax.random.key(seed),
         evaluate=evaluate,
     )
-    folder.finish(**best, expert=len(expert_train), pseudo=len(chosen))
+    folder.finish(
+        **best,
+        network=asdict(spec),
+        expert=len(expert_train),
+        pseudo=0 if weak is None else len(indices),
+    )
+
+
+def training_steps(config: SegmenterConfig, experts: int, images: int) -> int:
+    """Return the optimizer steps of a training, the same for every rho.
+
+    An epoch is as many samples as there are expert masks and pseudo-masks together.
+    """
+    pseudo = images if config.maps is None else min(config.maps, images)
+    return max(1, round(config.epochs * (experts + pseudo) / config.batch_size))
+
+
+def _expert_dataset(source: Source, image_size: int) -> Source:
+    valid = np.ones(len(PATHOLOGIES), bool)
+    return Mapped(
+        letterboxed(source, image_size, cache=CACHED_IMAGES),
+        lambda _, example: {**example, "valid": valid},
+    )
+
+
+def _weak_dataset(
+    images: Source, pseudo_masks: PseudoMaskSource, indices: Sequence[int], image_size: int
+) -> Source:
+    def add_masks(index: int, example: Example) -> Example:
+        masks, valid = pseudo_masks.letterboxed(indices[index], example["image_id"], image_size)
+        return {**example, "masks": masks, "valid": valid}
+
+    return Mapped(letterboxed(Subset(images, indices), image_size), add_masks)

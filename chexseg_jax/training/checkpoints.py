@@ -1,10 +1,10 @@
 """Checkpoints: the only module that saves and restores with Orbax.
 
-Parameters, statistics and optimiser are separate items, so that inference restores only what it needs.
-Two steps are kept: the newest, to go on from, and the best, to use.
+Parameters, batch statistics and optimizer state are separate items, so that inference restores only what
+it needs. Two steps are kept: the latest, to resume from, and the best, to use.
 """
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Sharding
 from orbax.checkpoint import checkpoint_managers as managers
 
+from chexseg_jax.models.spec import NetworkSpec
 from chexseg_jax.runtime.atomic_write import explain_write_errors
 from chexseg_jax.runtime.sharding import local_mesh, replicated
 
@@ -29,7 +30,7 @@ class Checkpoints:
     """The checkpoints of one training, in one folder."""
 
     def __init__(self, folder: Path, *, training: bool = True) -> None:
-        """Opens the folder; unless `training` nothing is made or deleted."""
+        """Open the folder; without `training` nothing is created or deleted."""
         policy = managers.AnyPreservationPolicy(
             [managers.LatestN(1), managers.BestN(get_metric_fn=_score, n=1)]
         )
@@ -58,15 +59,15 @@ class Checkpoints:
             self._manager.close()
 
     def latest(self) -> int | None:
-        """Returns the newest step, None if there is none."""
+        """Return the latest step, None if there is none."""
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """Returns the step of the highest score; of equal ones the latest."""
+        """Return the step of the highest score, the latest of equal ones."""
         return self._manager.best_step()
 
     def best_score(self) -> dict[str, float]:
-        """Returns the best step and its score, at the end; what is left of other steps is deleted."""
+        """Wait for pending saves and return the best step and its score; delete partial other steps."""
         with explain_write_errors(self._folder):
             self._manager.wait_until_finished()
         step = self._manager.best_step()
@@ -78,23 +79,23 @@ class Checkpoints:
         return {"best_step": float(step), "score": float(self._manager.metrics(step)["score"])}
 
     def save(self, step: int, items: dict[str, Any], score: float) -> None:
-        """Saves one step with its score, in the background.
+        """Save one step with its score, in the background.
 
         Raises:
-            NotWritten: the disk is full or read-only; of the step before, if it was found out late.
+            NotWritten: the disk is full or read-only, perhaps for the step before.
         """
         saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         with explain_write_errors(self._folder):
             self._manager.save(step, args=ocp.args.Composite(**saved), metrics={"score": score})
 
     def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """Returns the named items of a step, each onto its abstract tree and that tree's shardings."""
-        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
-        return dict(self._manager.restore(step, args=ocp.args.Composite(**wanted)))
+        """Restore items of a step onto their abstract trees, with those trees' shardings."""
+        targets = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**targets)))
 
 
 def abstract(tree: Any, sharding: Sharding) -> Any:
-    """Returns the shapes and types of a tree, to be restored with one sharding."""
+    """Return the shapes and dtypes of a tree, to be restored with one sharding."""
 
     def leaf(value: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
@@ -103,61 +104,64 @@ def abstract(tree: Any, sharding: Sharding) -> Any:
 
 
 def write_tree(folder: Path, tree: Any) -> None:
-    """Writes a tree of arrays as an Orbax checkpoint, to be used and not to be trained on."""
+    """Write a tree of arrays as an Orbax checkpoint for inference."""
     with explain_write_errors(folder), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree)
 
 
 def read_tree(folder: Path, tree: Any, sharding: Sharding) -> Any:
-    """Returns what `write_tree` wrote, onto an abstract tree and a sharding."""
+    """Read what `write_tree` wrote, onto an abstract tree with one sharding."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder.absolute(), abstract(tree, sharding))
 
 
-def split_state(model: nnx.Module, wanted: nnx.filterlib.Filter) -> tuple[nnx.GraphDef, Any, Any]:
-    """Returns a model as its structure, the variables wanted, and the rest."""
-    structure, *states = nnx.split(model, wanted, ...)
-    return structure, states[0], states[1]
+def split_state(model: nnx.Module, trained: nnx.filterlib.Filter) -> tuple[nnx.GraphDef, Any, Any]:
+    """Split a model into its graph, the variables of a filter, and the other variables."""
+    graph, *states = nnx.split(model, trained, ...)
+    return graph, states[0], states[1]
 
 
 def to_pure_dicts(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """Returns a model as its structure, its parameters and its statistics, as nested dictionaries."""
-    structure, parameters, statistics = split_state(model, nnx.Param)
-    return structure, nnx.to_pure_dict(parameters), nnx.to_pure_dict(statistics)
+    """Split a model into its graph, and its parameters and statistics as nested dictionaries."""
+    graph, parameters, statistics = split_state(model, nnx.Param)
+    return graph, nnx.to_pure_dict(parameters), nnx.to_pure_dict(statistics)
 
 
 def merge_state(
     model: nnx.Module, parameters: dict[str, Any], statistics: dict[str, Any]
 ) -> nnx.Module:
-    """Returns a model, which may be abstract, with what `split` gave of another."""
-    structure, old_parameters, old_statistics = split_state(model, nnx.Param)
+    """Replace the variables of a model, which may be abstract, by those of `to_pure_dicts`."""
+    graph, old_parameters, old_statistics = split_state(model, nnx.Param)
     nnx.replace_by_pure_dict(old_parameters, parameters)
     nnx.replace_by_pure_dict(old_statistics, statistics)
-    return nnx.merge(structure, old_parameters, old_statistics)
+    return nnx.merge(graph, old_parameters, old_statistics)
 
 
-def restore_model(folder: Path, model: nnx.Module, sharding: Sharding) -> nnx.Module:
-    """Returns an (abstract) model with the best parameters and statistics of a stage's folder.
+def restore(folder: Path, spec: NetworkSpec | None = None, sharding: Sharding | None = None) -> Any:
+    """Restore the best checkpoint of a training stage's folder; nothing is initialised.
+
+    Args:
+        folder: the stage's folder, whose manifest says which network it holds.
+        spec: another network for the same weights, such as the same backbone at output stride 16;
+            needed while the stage is unfinished and has no manifest.
+        sharding: of every variable; by default on all devices of this process.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: there is no manifest, or no checkpoint.
     """
+    spec = spec or spec_of(folder)
+    model = nnx.eval_shape(spec.build)
     _, parameters, statistics = to_pure_dicts(model)
+    targets = {"parameters": parameters, "statistics": statistics}
     with Checkpoints(folder / "checkpoints", training=False) as checkpoints:
         step = checkpoints.best()
         if step is None:
             raise FileNotFoundError(f"{folder} holds no checkpoint; run its stage again")
-        targets = {"parameters": parameters, "statistics": statistics}
-        found = checkpoints.restore(step, abstract(targets, sharding))
-    return merge_state(model, found["parameters"], found["statistics"])
+        where = sharding or replicated(local_mesh())
+        items = checkpoints.restore(step, abstract(targets, where))
+    return merge_state(model, items["parameters"], items["statistics"])
 
 
-def restore(
-    folder: Path, construct: Callable[[], nnx.Module], sharding: Sharding | None = None
-) -> Any:
-    """Returns the best checkpoint of a stage's folder in the network that `construct` makes.
-
-    Nothing is initialised: only shapes are worked out before the weights are read.
-    """
-    where = sharding or replicated(local_mesh())
-    return restore_model(folder, nnx.eval_shape(construct), where)
+def spec_of(folder: Path) -> NetworkSpec:
+    """Read from a finished training stage's manifest which network it trained."""
+    return NetworkSpec.from_json(json.loads((folder / "manifest.json").read_text())["network"])

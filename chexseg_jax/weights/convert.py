@@ -1,6 +1,6 @@
-"""Weights in and out under the names that PyTorch's implementations use, strict both ways.
+"""Convert weights to and from the names of PyTorch's implementations, strict both ways.
 
-`publishers` holds the tables: how our names become theirs, and what each publisher adds.
+`name_maps` holds the tables: how our names map to theirs, and what each publisher adds.
 """
 
 import json
@@ -32,7 +32,7 @@ from chexseg_jax.weights.name_maps import (
     Publisher,
     Rules,
 )
-from chexseg_jax.weights.safetensors import read_safetensors, save_safetensors
+from chexseg_jax.weights.safetensors import read_safetensors, write_safetensors
 from chexseg_jax.weights.torch_checkpoint import read_torch
 
 Route = tuple[Any, ...]
@@ -93,7 +93,7 @@ def load_torch(
             raise ValueError(f"{name}{key} has shape {value.shape}, ours has {shape}{hint}")
         filled[path] = state[path].replace(jnp.asarray(value))
     nnx.update(model, nnx.from_flat_state(filled))
-    return stated or publisher.normalisation
+    return stated or publisher.normalization
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -104,9 +104,11 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     }
 
 
-def save_torch(path: Path, model: nnx.Module, normalisation: Normalization) -> None:
-    """Writes `to_torch` as safetensors that say which normalisation the weights expect."""
-    save_safetensors(path, to_torch(model), {"normalisation": json.dumps(asdict(normalisation))})
+def save_safetensors(
+    path: Path, state: Mapping[str, np.ndarray], normalization: Normalization
+) -> None:
+    """Write `to_torch`'s tensors as safetensors, the normalization they expect in the metadata."""
+    write_safetensors(path, state, {"normalization": json.dumps(asdict(normalization))})
 
 
 def read_state(path: Path) -> tuple[Mapping[str, Any], Normalization | None]:
@@ -114,8 +116,8 @@ def read_state(path: Path) -> tuple[Mapping[str, Any], Normalization | None]:
     stated = None
     if path.suffix == ".safetensors":
         found, metadata = read_safetensors(path)
-        if "normalisation" in metadata:
-            stated = stated_in(metadata["normalisation"], path)
+        if "normalization" in metadata:
+            stated = stated_in(metadata["normalization"], path)
     else:
         found = read_torch(path)
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
@@ -133,7 +135,7 @@ def inner_of(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def stated_in(text: str, path: Path) -> Normalization:
-    """Returns the normalisation that `save_torch` noted."""
+    """Returns the normalisation that `save_safetensors` noted."""
     try:
         match json.loads(text):
             case {
@@ -144,7 +146,7 @@ def stated_in(text: str, path: Path) -> Normalization:
     except (ValueError, RecursionError):
         pass
     raise ValueError(
-        f"{path}: its normalisation is no mean and standard deviation of three channels"
+        f"{path}: its normalization is no mean and standard deviation of three channels"
     )
 
 
@@ -237,10 +239,10 @@ class WeightsError(ValueError):
 def start_from(
     path: Path,
     model: nnx.Module,
-    pixels: Normalization,
+    normalization: Normalization,
     *,
     head: bool = True,
-    stage: str = "classify",
+    stage: str = "classifier",
 ) -> None:
     """Fills a network from a PyTorch file, whose weights must expect pixels as they will come.
 
@@ -251,8 +253,9 @@ def start_from(
         wanted = load_torch(path, model, head=head)
     except ValueError as error:
         raise WeightsError(str(error)) from None
-    if wanted != pixels:
+    if wanted != normalization:
         name = next(name for name, known in NORMALIZATIONS.items() if known == wanted)
         raise WeightsError(
-            f"{path}: these weights expect pixels normalised as {name}; set --{stage}.pixels={name}"
+            f"{path}: these weights expect pixels normalised as {name}; "
+            f"set --{stage}.normalization={name}"
         )

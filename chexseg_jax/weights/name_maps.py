@@ -70,14 +70,14 @@ class Publisher:
 
     Attributes:
         mark: a pattern that begins some key of such a file and of no other.
-        normalisation: of the images that the weights were trained on.
+        normalization: of the images that the weights were trained on.
         renamed: patterns of keys and their replacements.
         dropped: patterns that begin keys of no use to us, after renaming.
         head: whether the classifier's head is there.
     """
 
     mark: str
-    normalisation: Normalization
+    normalization: Normalization
     renamed: Rules = ()
     dropped: tuple[str, ...] = ()
     head: bool = True

@@ -1,13 +1,12 @@
-"""Several runs that share what they can: by settings and seeds, with what their numbers differ by.
+"""Compare several runs: their differences by seed, by image, and in pairs.
 
-The seeds of a comparison are those of the last training alone: the segmenter's weights, order and mix,
-and which maps it draws. Everything before it, the classifier and IRNet included, is one for all, made
-once with `--seed`; so an interval over seeds says nothing of how another classifier would have done.
+The seeds of a comparison are those of the last training alone: the segmenter's weights, order, mix and
+choice of pseudo-masks. Every stage before it, the classifier and IRNet included, is made once with
+`--seed` and shared; so an interval over seeds says nothing of how another classifier would have done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,17 @@ from scipy.special import stdtrit
 from chexseg_jax.evaluation.metrics import Counts, Interval, averaged_intervals, mean_of
 from chexseg_jax.evaluation.scoring import read_counts
 from chexseg_jax.pathologies import PATHOLOGIES
+from experiments.run.cli import managed_run
+from experiments.run.cluster import join_cluster
 from experiments.run.config import Config
-from experiments.run.data import Data
-from experiments.run.pipeline import Run
+from experiments.run.data import Data, open_data
+from experiments.run.pipeline import run_pipeline
 
-Counted = tuple[np.ndarray, list[Counts]]
-"""Which images of the test set, and their counts in every run."""
+ImageCounts = tuple[np.ndarray, list[Counts]]
+"""Indices of test images, and the counts of these images in every run."""
+
+METHODS = {"cam": "classifier's maps", "prior": "location prior", "human": "second reader"}
+"""What every run is compared with and nothing is trained for."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of an arm, or of a method that nothing is trained for."""
+    """The result of an arm, or of a method without training."""
 
     name: str
     runs: dict[int, float]
-    """Mean pooled IoU by seed; empty where there is no seed."""
+    """Mean pooled IoU by seed; empty without seeds."""
     seeds: tuple[float, float]
     """95 % interval over seeds."""
     mean: Interval
@@ -48,106 +52,120 @@ class Row:
     pathologies: dict[str, Interval]
     reference: str | None
     difference: Interval | None
-    """The reference less this, with its interval over the same images."""
+    """The reference minus this, with its interval over the same images."""
     folders: list[str]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows, and what every stage cost."""
+    """The rows of a comparison, the stages of all runs, and the number of test images."""
 
     rows: list[Row]
     stages: list[dict[str, Any]]
+    images: int
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Checks that there is a seed, and none twice."""
+    """Check that there is at least one seed and that all differ.
+
+    Raises:
+        ValueError: there is none, or one is repeated.
+    """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds must be one or more, all different, got {seeds}")
 
 
-def heading(config: Config, images: int, seeds: Sequence[int]) -> str:
-    """Returns what a plot is of, in a line."""
-    shown = "synthetic chests" if config.data_dir is None else "CheXpert and CheXlocalize"
-    return f"{shown}: {images} test images, {len(seeds)} seeds"
-
-
-def weak_maps(config: Config, maps: int | None) -> Config:
-    """Returns the settings of a run without expert masks, which may draw from more maps."""
-    return replace(config, segment=replace(config.segment, maps=maps)) if maps else config
+def with_weak_maps(config: Config, maps: int | None) -> Config:
+    """Return the settings of a run without expert masks, which may use more pseudo-masks."""
+    return replace(config, segmenter=replace(config.segmenter, maps=maps)) if maps else config
 
 
 def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the 95 % interval of a mean over seeds, by Student's t; NaN with fewer than two.
+    """Return the 95 % interval of a mean over seeds, by Student's t; NaN with fewer than two.
 
     The paper's is of three trials, too, and does not say by which quantile. With three, Student's is
     4.30 standard errors, where the normal's would be 1.96.
     """
-    known = np.array([value for value in values if value == value])
-    if len(known) < 2:
+    valid = np.array([value for value in values if value == value])
+    if len(valid) < 2:
         return float("nan"), float("nan")
-    reach = stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / np.sqrt(len(known))
-    return float(known.mean() - reach), float(known.mean() + reach)
+    margin = stdtrit(len(valid) - 1, 0.975) * valid.std(ddof=1) / np.sqrt(len(valid))
+    return float(valid.mean() - margin), float(valid.mean() + margin)
+
+
+def run_comparison(config: Config, arms: Sequence[Arm], seeds: Sequence[int]) -> Comparison:
+    """Run a command's arms on the data of its settings, with the exit codes of a run."""
+    if config.distributed:
+        join_cluster(config.processes)
+    with managed_run(config.workdir):
+        return compare(arms, open_data(config), seeds)
 
 
 def compare(arms: Sequence[Arm], data: Data, seeds: Sequence[int]) -> Comparison:
-    """Runs every arm with every seed, or finds that it has run, and compares them.
+    """Run every arm with every seed, or reuse its finished runs, and compare them.
 
-    The classifier's maps, the location prior and the second reader, which are the same in every run,
+    The classifier's maps, the location prior and the second reader are the same in every run; they
     come last, compared with the last arm's reference.
     """
-    counted: dict[str, Counted] = {}
+    counts_by_arm: dict[str, ImageCounts] = {}
     folders: dict[str, list[str]] = {}
-    others: dict[str, Any] = {}
+    methods: dict[str, Any] = {}
     stages: list[dict[str, Any]] = []
-    for place, arm in enumerate(arms):
-        for turn, seed in enumerate(seeds):
-            run = Run(replace(arm.config, segment_seed=seed), data)
-            others = read_counts(run.evaluate.path / "counts.npz")
-            images, counts = others.pop("run")
-            counted.setdefault(arm.name, (images, []))[1].append(counts)
-            folders.setdefault(arm.name, []).append(run.evaluate.path.name)
-            stages += run.rows
-            done = place * len(seeds) + turn + 1
-            print(f"[{done}/{len(arms) * len(seeds)}] {arm.name}, seed {seed}: {_mean(counts):.3f}")
+    for arm_index, arm in enumerate(arms):
+        for seed_index, seed in enumerate(seeds):
+            run = run_pipeline(replace(arm.config, segmenter_seed=seed), data)
+            if run.evaluation is None:
+                raise ValueError("a comparison needs evaluated runs: leave out --until")
+            methods = read_counts(run.evaluation.path / "counts.npz")
+            images, counts = methods.pop("run")
+            counts_by_arm.setdefault(arm.name, (images, []))[1].append(counts)
+            folders.setdefault(arm.name, []).append(run.evaluation.path.name)
+            stages += run.stages
+            done = arm_index * len(seeds) + seed_index + 1
+            progress = f"[{done}/{len(arms) * len(seeds)}]"
+            print(f"{progress} {arm.name}, seed {seed}: {_mean(counts):.3f}")
     rows = [
-        _row(arm.name, counted[arm.name], arm.reference, counted, seeds, folders[arm.name])
+        _row(
+            arm.name,
+            counts_by_arm[arm.name],
+            arm.reference,
+            counts_by_arm,
+            seeds,
+            folders[arm.name],
+        )
         for arm in arms
     ]
     reference = arms[-1].reference
-    for name in ("cam", "prior", "human"):
-        if name in others:
-            images, counts = others[name]
-            rows.append(_row(METHODS[name], (images, [counts]), reference, counted, (), []))
-    return Comparison(rows, stages)
-
-
-METHODS = {"cam": "classifier's maps", "prior": "location prior", "human": "second reader"}
+    for method, name in METHODS.items():
+        if method in methods:
+            images, counts = methods[method]
+            rows.append(_row(name, (images, [counts]), reference, counts_by_arm, (), []))
+    return Comparison(rows, stages, len(data.test))
 
 
 def _mean(counts: Counts) -> float:
     values = counts.pooled().iou()[0]
-    return mean_of(values[counts.truths.any(0)])
+    return mean_of(values[counts.target_area.any(0)])
 
 
 def _row(
     name: str,
-    counted: Counted,
+    image_counts: ImageCounts,
     reference: str,
-    every: dict[str, Counted],
+    counts_by_arm: Mapping[str, ImageCounts],
     seeds: Sequence[int],
     folders: list[str],
 ) -> Row:
-    """Returns one row; where a method has no value for every image, both sides leave those out."""
-    images, runs = counted
+    """Return one row; where a method lacks a value for some images, both sides leave those out."""
+    images, runs = image_counts
     rows, mean = averaged_intervals(runs)
     means = dict(zip(seeds, map(_mean, runs), strict=False))
     difference = None
     if name != reference:
-        theirs, others = every[reference]
-        _shared, mine, their = np.intersect1d(images, theirs, return_indices=True)
+        reference_images, references = counts_by_arm[reference]
+        _, mine, theirs = np.intersect1d(images, reference_images, return_indices=True)
         difference = averaged_intervals(
-            [counts[their] for counts in others], [counts[mine] for counts in runs]
+            [counts[theirs] for counts in references], [counts[mine] for counts in runs]
         )[1]
     return Row(
         name=name,
@@ -159,28 +177,3 @@ def _row(
         difference=difference,
         folders=folders,
     )
-
-
-def cost(stages: Sequence[dict[str, Any]]) -> str:
-    """Returns what the stages cost, in a line: seconds by stage, and how many were reused."""
-    folders: dict[str, dict[str, Any]] = {}
-    for stage in stages:
-        folders.setdefault(stage["folder"], stage)
-    names = dict.fromkeys(stage["name"] for stage in folders.values())
-    parts = []
-    for name in names:
-        mine = [stage for stage in folders.values() if stage["name"] == name]
-        made = [stage["seconds"] for stage in mine if not stage["reused"]]
-        said = [f"{sum(made):,.1f} s" + (f" for {len(made)}" if len(made) > 1 else "")] * bool(made)
-        reused = len(mine) - len(made)
-        said += ["reused" if len(mine) == 1 else f"{reused} reused"] * bool(reused)
-        parts.append(f"{name} {', '.join(said)}")
-    total = sum(stage["seconds"] for stage in folders.values() if not stage["reused"])
-    return f"Cost: {'; '.join(parts)}. In all {total / 60:,.1f} min."
-
-
-def output(path: Path | None, workdir: Path, name: str) -> Path:
-    """Returns the folder that a comparison's files go to, made if need be."""
-    folder = path or workdir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

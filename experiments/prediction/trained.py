@@ -1,4 +1,4 @@
-"""Finished stages in a work folder: which networks were trained, and what is known of them."""
+"""Find trained networks in a work folder, and what an export says of them."""
 
 import csv
 import json
@@ -7,110 +7,81 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from chexseg_jax.losses import policies_of
-from chexseg_jax.models.spec import (
-    NORMALIZATIONS,
-    RESNET50,
-    BackboneSpec,
-    DecoderSpec,
-    Kind,
-    NetworkSpec,
-)
+from chexseg_jax.models.spec import Kind, NetworkSpec
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
+from chexseg_jax.training.checkpoints import spec_of
 from datasets.errors import DataError
 from experiments.run.versions import versions
 
 STAGE_OF: Final[Mapping[Kind, str]] = {
-    "segmenter": "evaluate",
-    "classifier": "classify",
-    "irnet": "relate",
+    "segmenter": "evaluation",
+    "classifier": "classifier",
+    "irnet": "irnet",
 }
+"""The finished stage that `--run` may name; a segmenter is found by its evaluation."""
 PACKAGES: Final = ("jax", "flax", "orbax-checkpoint", "numpy")
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network: the folder of its training and, of a segmenter, of its evaluation."""
+    """The folder of a training and, of a segmenter, of its evaluation."""
 
     kind: Kind
     folder: Path
-    evaluated: Path | None
+    evaluation: Path | None
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The training's settings."""
-        return _manifest(self.folder)["settings"]
-
-    @property
-    def description(self) -> NetworkSpec:
+    def spec(self) -> NetworkSpec:
         """Which network it is."""
-        settings = self.settings
-        backbone = settings if self.kind == "classifier" else settings["backbone"]
-        if backbone is None:  # an IRNet that came with a ResNet-50 of its own
-            network, outputs, stride = RESNET50, 1000, 16
-        else:
-            classes = 3 if "3-class" in policies_of(backbone["policy"]) else 1
-            network, outputs = BackboneSpec.read(backbone["network"]), classes * len(OBSERVATIONS)
-            stride = 16 if self.kind == "segmenter" else backbone["output_stride"]
-        decoder = None
-        if self.kind == "segmenter":
-            decoder = DecoderSpec(settings["width"], tuple(settings["rates"]))
-        return NetworkSpec(
-            kind=self.kind,
-            network=network,
-            outputs=outputs,
-            output_stride=stride,
-            image_size=settings["image_size"],
-            normalisation=NORMALIZATIONS[(backbone or settings)["pixels"]],
-            dilated=backbone is not None,
-            decoder=decoder,
-        )
+        return spec_of(self.folder)
 
-    def stated(self) -> dict[str, Any]:
-        """Returns what an export says beside the network: thresholds, figures, origin."""
+    def metadata(self) -> dict[str, Any]:
+        """Return what an export says beside the network: thresholds, metrics, origin."""
         manifest = _manifest(self.folder)
-        stated: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "trained": {name: manifest[name] for name in ("fingerprint", "settings", "inputs")},
             "versions": versions(PACKAGES),
         }
         if self.kind == "classifier":
-            stated |= {"observations": OBSERVATIONS, "auroc": manifest["auroc"]}
-        if self.evaluated:
-            metrics = json.loads((self.evaluated / "metrics.json").read_text())
-            stated |= {
+            metadata |= {"observations": OBSERVATIONS, "auroc": manifest["auroc"]}
+        if self.evaluation:
+            metrics = json.loads((self.evaluation / "metrics.json").read_text())
+            metadata |= {
                 "pathologies": PATHOLOGIES,
                 "thresholds": metrics["thresholds"],
-                "gates": _gates(self.evaluated / "gates.csv"),
+                "gates": _gates(self.evaluation / "gates.csv"),
                 "metrics": {name: metrics[name] for name in ("pooled", "mean", "n")},
-                "test": _manifest(self.evaluated)["inputs"]["test"],
+                "test": _manifest(self.evaluation)["inputs"]["test"],
             }
-        return stated
+        return metadata
 
     def report(self) -> dict[str, Any] | None:
-        """Returns the report of the run that evaluated it, if one was written."""
-        path = self.evaluated / "report.json" if self.evaluated else None
+        """Return the report of the run that evaluated it, if one was written."""
+        path = self.evaluation / "report.json" if self.evaluation else None
         return json.loads(path.read_text()) if path and path.exists() else None
 
 
 def find_trained(path: Path, kind: Kind) -> TrainedNetwork:
-    """Returns the trained network of a kind in a work folder, or in the folder of one stage.
+    """Find the trained network of a kind in a work folder, or in the folder of one stage.
 
     Raises:
-        DataError: there is none, or more than one to choose from.
+        DataError: there is none, or more than one.
     """
     if (path / "manifest.json").exists():
         return _from_stage(path, kind)
     stage = STAGE_OF[kind]
-    found = sorted(path.glob(f"{stage}-*/manifest.json"))
-    if not found:
+    folders = [p.parent for p in sorted(path.glob(f"{stage}-*/manifest.json"))]
+    if not folders:
         raise DataError(
             f"{path}: no finished {stage} stage in it; give --run the work folder of "
             "python -m experiments.chexseg"
         )
-    if len(found) > 1:
-        names = "; ".join(f"{one.parent.name} ({_told(one.parent)})" for one in found)
-        raise DataError(f"{path}: {len(found)} to choose from; give one of them as --run: {names}")
-    return _from_stage(found[0].parent, kind)
+    if len(folders) > 1:
+        names = "; ".join(f"{folder.name} ({_summary(folder)})" for folder in folders)
+        raise DataError(
+            f"{path}: {len(folders)} to choose from; give one of them as --run: {names}"
+        )
+    return _from_stage(folders[0], kind)
 
 
 def _from_stage(folder: Path, kind: Kind) -> TrainedNetwork:
@@ -120,23 +91,26 @@ def _from_stage(folder: Path, kind: Kind) -> TrainedNetwork:
         raise DataError(f"{folder}: a stage of kind {stage} holds no {kind}{hint}")
     if kind != "segmenter":
         return TrainedNetwork(kind, folder, None)
-    trained = folder.with_name(f"segment-{_manifest(folder)['inputs']['segmenter']}")
+    trained = _segmenter_of(folder)
     if not (trained / "manifest.json").exists():
         raise DataError(f"{trained}: missing, though {folder} was made from it; train it again")
     return TrainedNetwork(kind, trained, folder)
+
+
+def _segmenter_of(evaluation: Path) -> Path:
+    return evaluation.with_name(f"segmenter-{_manifest(evaluation)['inputs']['segmenter']}")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def _told(folder: Path) -> str:
-    """Returns what tells a stage from others of its kind."""
+def _summary(folder: Path) -> str:
+    """Return what tells a stage's folder from others of its kind."""
     manifest = _manifest(folder)
-    if manifest["stage"] != "evaluate":
+    if manifest["stage"] != "evaluation":
         return manifest["finished"]
-    trained = folder.with_name(f"segment-{manifest['inputs']['segmenter']}")
-    settings = _manifest(trained)["settings"]
+    settings = _manifest(_segmenter_of(folder))["settings"]
     iou = json.loads((folder / "metrics.json").read_text())["mean"]["run"]["iou"]
     return f"rho {settings['rho']:g}, seed {settings['seed']}, mean IoU {iou:.3f}"
 

@@ -1,4 +1,4 @@
-"""How a run ends early: in one sentence, with its work kept; and how no other is let into its folder."""
+"""Run the pipeline from the command line: lock the workdir, stop on signals, exit with a message."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from filelock import FileLock, Timeout
 
 from chexseg_jax.evaluation.chexlocalize import ChexlocalizeError
 from chexseg_jax.runtime.atomic_write import explain_write_errors
@@ -17,29 +18,27 @@ from chexseg_jax.training.loop import NotFinite
 from chexseg_jax.training.signals import Stopped, raise_on_signals
 from chexseg_jax.weights.convert import WeightsError
 from datasets.errors import DataError
-from datasets.holding import hold
 from experiments.run.compile_cache import persistent_compilation_cache
 
 ERRORS = (DataError, BatchError, WeightsError, ChexlocalizeError, NotFinite, OSError)
-"""What a user can mend, said in a sentence."""
+"""Errors that a user can fix: reported as a message, without a traceback."""
 
 
 @contextmanager
-def run_errors_to_exit_codes(workdir: Path) -> Iterator[None]:
-    """Ends the program kindly: exit code 1 for an error, 143 or 130 for a signal; work is kept.
+def managed_run(workdir: Path) -> Iterator[None]:
+    """Lock the workdir, cache compiled functions, and exit with 1 on errors, 143 or 130 on signals.
 
-    What is compiled meanwhile stays in the work folder too.
+    Finished work stays in the workdir in either case.
     """
-    # Never put back: what is collected as the program ends reports itself after the last line here.
-    sys.unraisablehook = _unraised
-    # Orbax logs at length what it then raises, and asyncio what Orbax left unread.
+    # Not restored: arrays that are collected at exit report errors after the end of this function.
+    sys.unraisablehook = _ignore_closed_loop
+    # Orbax logs at length what it then raises, and asyncio what Orbax has not awaited.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     keep_memory()
     try:
-        # Not every writer says which file found no room.
         with (
-            explain_write_errors(workdir),
+            explain_write_errors(workdir),  # for writers that do not name the file
             exclusive_workdir(workdir),
             raise_on_signals(),
             persistent_compilation_cache(workdir),
@@ -52,37 +51,38 @@ def run_errors_to_exit_codes(workdir: Path) -> Iterator[None]:
         sys.exit(f"{error}")
 
 
-def _unraised(found: "sys.UnraisableHookArgs") -> None:
-    # When one array finds no room, TensorStore reports the others to a loop that Orbax has closed.
-    if str(found.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(found)
+def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
+    # After one array fails to be written, TensorStore reports the others to Orbax's closed event loop.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager
 def exclusive_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of a work folder; the lock dies with the process, however that ends.
+    """Hold the workdir's lock, which the system releases when the process ends.
 
     Raises:
-        DataError: another run is at work in it.
+        DataError: another run holds it.
     """
-    if jax.process_index() > 0:  # of a run of several processes the first holds the lock
+    if jax.process_index() > 0:  # the first process of a run holds the lock
         wait_for_all("locked")
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    held = hold(workdir / ".lock")
-    if held is None:
+    try:
+        lock = FileLock(workdir / ".lock", timeout=0).acquire()
+    except Timeout as error:
         raise DataError(
             f"{workdir}: another run is at work in it; wait for it, or give another --workdir"
-        )
-    with held:
+        ) from error
+    with lock:
         wait_for_all("locked")
         yield
 
 
 @contextmanager
-def errors_to_exit_code_2(*errors: type[Exception]) -> Iterator[None]:
-    """Ends the program with what an error of these kinds says."""
+def exit_on_errors(*errors: type[Exception]) -> Iterator[None]:
+    """Print errors of these types and exit with code 2."""
     try:
         yield
     except errors as error:

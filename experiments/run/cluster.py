@@ -1,26 +1,21 @@
-"""Joining the processes of one run, before anything else is asked of JAX."""
+"""Join the processes of one run; call it before any other use of JAX."""
 
-import atexit
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
-
-from experiments.run.witness import watched
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process this is of how many, where no cluster says so."""
+    """The index and number of processes, where JAX cannot detect a cluster."""
 
     coordinator: str | None = None
     """HOST:PORT of the first process."""
     count: int | None = None
-    """How many processes there are."""
+    """The number of processes."""
     index: int | None = None
-    """Which of them this is, from 0."""
+    """The index of this process, from 0."""
 
     def __post_init__(self) -> None:
         given = [value is not None for value in (self.coordinator, self.count, self.index)]
@@ -35,11 +30,11 @@ class Processes:
             )
 
 
-def join_cluster(processes: Processes, workdir: Path) -> None:
-    """Joins the other processes; without an address of theirs JAX looks for the cluster it is in.
+def join_cluster(processes: Processes) -> None:
+    """Join the other processes of the run; without a coordinator JAX detects the cluster.
 
-    Ends the program with a sentence where there is none, or where it cannot be reached, and has one said
-    if JAX later ends this process because it has lost another.
+    Exits with a message if there is no cluster or it cannot be reached. If another process is lost
+    later, JAX reports it and aborts this one; the same command in every process resumes the run.
     """
     try:
         jax.distributed.initialize(
@@ -50,13 +45,3 @@ def join_cluster(processes: Processes, workdir: Path) -> None:
             f"--distributed: {error}. On a TPU pod, SLURM or Open MPI start it once a host or GPU; "
             "elsewhere give --processes.coordinator, --processes.count and --processes.index"
         )
-    witness = watched(
-        f"{workdir}: this process was ended from outside, or has lost another of the run. What was "
-        "finished is kept: start the same command in every process again"
-    )
-    atexit.register(_leave, witness)
-
-
-def _leave(witness: subprocess.Popen[bytes]) -> None:
-    jax.distributed.shutdown()  # which aborts too, if another was lost meanwhile
-    witness.communicate(b"farewell")

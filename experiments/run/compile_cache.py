@@ -1,7 +1,7 @@
-"""Compiled functions stay in the work folder, so that a second start takes seconds.
+"""Persistent compilation cache in the workdir, so that a second start takes seconds.
 
-Those of a CPU may use any instruction that it has, and would crash one that lacks it: each kind of
-machine has a folder of its own.
+Functions compiled for a CPU may use any of its instructions and would crash a CPU without them, so each
+kind of machine has its own folder.
 """
 
 import hashlib
@@ -15,25 +15,25 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 CPUINFO: Final = Path("/proc/cpuinfo")
-WORTH_KEEPING: Final = 0.5
-"""Seconds of compilation from which on a function is kept."""
+MIN_COMPILE_SECONDS: Final = 0.5
+"""Functions that compile faster are not cached."""
 
 
-def machine() -> str:
-    """Returns a name for machines that can run what this one compiles."""
-    described = [jax.__version__, platform.machine(), platform.processor()]
+def machine_id() -> str:
+    """Return an identifier of JAX, the architecture and the CPU's instruction sets."""
+    parts = [jax.__version__, platform.machine(), platform.processor()]
     if CPUINFO.exists():
         lines = CPUINFO.read_text().splitlines()
-        described += [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    return hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
+        parts += [line for line in lines if line.startswith(("flags", "Features"))][:1]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 @contextmanager
 def persistent_compilation_cache(workdir: Path) -> Iterator[None]:
-    """What is compiled in here is kept in `<workdir>/compiled`, and taken from there."""
+    """Cache functions compiled in this context in `<workdir>/compiled`."""
     changes = {
-        "jax_compilation_cache_dir": str((workdir / "compiled" / machine()).absolute()),
-        "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
+        "jax_compilation_cache_dir": str((workdir / "compiled" / machine_id()).absolute()),
+        "jax_persistent_cache_min_compile_time_secs": MIN_COMPILE_SECONDS,
     }
     before = {name: getattr(jax.config, name) for name in changes}
     try:

@@ -19,21 +19,14 @@ from chexseg_jax.stages.segmenter import SegmenterConfig
 from chexseg_jax.training.metrics_log import installed
 from experiments.run.cluster import Processes
 
-StageName = Literal["classify", "localize", "seed", "relate", "label", "segment", "evaluate"]
-STAGES: tuple[StageName, ...] = (
-    "classify",
-    "localize",
-    "seed",
-    "relate",
-    "label",
-    "segment",
-    "evaluate",
-)
+StageName = Literal[
+    "classifier", "cams", "seeds", "irnet", "pseudo_masks", "segmenter", "evaluation"
+]
 
 
 @dataclass(frozen=True)
 class Phantoms:
-    """How many synthetic chests, and how large, when there is no data."""
+    """Number and size of the synthetic chests that are made when there is no data."""
 
     train: int = 2000
     valid: int = 234
@@ -43,47 +36,47 @@ class Phantoms:
 
 @dataclass(frozen=True)
 class Config:
-    """CheXseg: segments ten findings from image-level labels and a few expert masks."""
+    """CheXseg: segment ten findings, from image-level labels and a few expert masks."""
 
     rho: float = 0.9
-    """Probability that a training sample is an expert's: 0 weak, 1 full, 0.9 CheXseg."""
+    """Probability that a training sample has expert masks: 0 weak, 1 full, 0.9 CheXseg."""
     preset: Literal["phantom", "chexpert", "paper"] = "phantom"
     """phantom: minutes on a laptop; chexpert: one GPU or more; paper: the paper's numbers."""
     data_dir: Path | None = None
     """Where `python -m datasets` put the data; without it, synthetic chests are made."""
     workdir: Path = Path("runs")
     """Where every stage keeps its folder; safe to share between runs."""
-    until: StageName = "evaluate"
-    """The last stage to run."""
+    until: StageName = "evaluation"
+    """The stage whose result is wanted; only the stages that it needs are run."""
     seed: int = 17
     """Of weights, order and mix; the release's."""
-    segment_seed: int | None = None
-    """The same, of the segmenter alone, and of which maps it draws; `--seed` if not given."""
+    segmenter_seed: int | None = None
+    """The same for the segmenter alone, and its choice of pseudo-masks; `--seed` if not given."""
     image_size: int = 320
     """Side of the letterbox that every network sees, pixels; a multiple of 32."""
     pseudo: Literal["irnet", "cam"] = "irnet"
-    """Pseudo-masks from the random walk, or from the maps alone."""
+    """Pseudo-masks from IRNet's random walk, or from the class activation maps alone."""
     weak: int | None = None
-    """How many weakly labelled images to use, drawn by the seed; all if not given."""
+    """How many weakly labelled images to use, sampled by the seed; all if not given."""
     encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
     """The segmenter's encoder: the classifier itself, or a ResNet trained in the same way."""
     encoder_init: Path | None = None
-    """A PyTorch file for that ResNet to start from, as `--classify.init` is for the classifier."""
+    """A PyTorch file for that ResNet to start from, as `--classifier.init` is for the classifier."""
     encoder_start: Literal["classifier", "random"] | Path = "classifier"
-    """What that encoder brings: its training as a classifier, random weights, or a PyTorch file's."""
+    """The encoder's initial weights: from its training as a classifier, random, or a PyTorch file."""
     wandb: str | None = None
-    """A project of Weights & Biases to send numbers and overlays to; nothing is sent without it."""
+    """A Weights & Biases project to log numbers and overlays to; nothing is sent without it."""
     distributed: bool = False
     """Join the other processes of this run: one a host of a TPU pod, one a task of SLURM or Open MPI."""
     processes: Processes = field(default_factory=Processes)
     phantoms: Phantoms = field(default_factory=Phantoms)
-    classify: ClassifierConfig = field(default_factory=ClassifierConfig)
-    localize: CamsConfig = field(default_factory=CamsConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    cams: CamsConfig = field(default_factory=CamsConfig)
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
-    relate: IrnetConfig = field(default_factory=IrnetConfig)
-    label: PseudoMasksConfig = field(default_factory=PseudoMasksConfig)
-    segment: SegmenterConfig = field(default_factory=SegmenterConfig)
-    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+    irnet: IrnetConfig = field(default_factory=IrnetConfig)
+    pseudo_masks: PseudoMasksConfig = field(default_factory=PseudoMasksConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 1:
@@ -91,43 +84,43 @@ class Config:
         if self.image_size % 32 or self.image_size < 32:
             raise ValueError(f"--image-size must be a multiple of 32, got {self.image_size}")
         if self.processes.count is not None and not self.distributed:
-            raise ValueError("--processes means nothing without --distributed")
+            raise ValueError("--processes has no effect without --distributed")
         if self.wandb and not installed("wandb"):
             raise ValueError("--wandb needs a package: pip install 'chexseg-jax[wandb]'")
 
     @property
-    def of_segmenter(self) -> int:
+    def segmenter_seed_or_seed(self) -> int:
         """The segmenter's seed."""
-        return self.seed if self.segment_seed is None else self.segment_seed
+        return self.seed if self.segmenter_seed is None else self.segmenter_seed
 
     @property
-    def encoder_classify(self) -> ClassifierConfig:
-        """The segmenter's encoder: which network, and how it learns to classify."""
+    def encoder_classifier(self) -> ClassifierConfig:
+        """How the segmenter's encoder is trained as a classifier."""
         if self.encoder == "classifier":
-            return self.classify
-        return replace(self.classify, network=ENCODERS[self.encoder], init=self.encoder_init)
+            return self.classifier
+        return replace(self.classifier, network=ENCODERS[self.encoder], init=self.encoder_init)
 
 
 PAPER = Config(
     preset="paper",
     encoder="resnet18",
     weak=20_000,
-    segment=SegmenterConfig(maps=100),
+    segmenter=SegmenterConfig(maps=100),
 )
-"""The paper's numbers. Its rho = 0 row took 20,000 maps: add `--segment.maps 20000` there."""
+"""The paper's numbers. Its rho = 0 row took 20,000 maps: add `--segmenter.maps 20000` there."""
 
 CHEXPERT = Config(
     preset="chexpert",
-    classify=ClassifierConfig(batch_size=64, learning_rate=2e-4, every=1000, augment=0.1),
-    localize=CamsConfig(batch_size=128),
-    segment=SegmenterConfig(batch_size=16, epochs=4.0, augment=0.1, maps=2000),
+    classifier=ClassifierConfig(batch_size=64, learning_rate=2e-4, every=1000, augment=0.1),
+    cams=CamsConfig(batch_size=128),
+    segmenter=SegmenterConfig(batch_size=16, epochs=4.0, augment=0.1, maps=2000),
 )
 """Larger batches and light augmentation, for today's accelerators."""
 
 PHANTOM = Config(
     preset="phantom",
     image_size=128,
-    classify=ClassifierConfig(
+    classifier=ClassifierConfig(
         network=BackboneSpec(blocks=(3, 3, 2, 1), growth=16, width=16),
         output_stride=16,
         learning_rate=2e-3,
@@ -136,11 +129,11 @@ PHANTOM = Config(
         every=100,
         augment=0.3,
     ),
-    # Maps of a network this small are broad: take less of them than the paper does.
-    seeds=SeedsConfig(disease=0.6, background=0.2),
-    relate=IrnetConfig(radius=5, epochs=1.0, augment=0.1, every=200),
-    label=PseudoMasksConfig(threshold=0.7, cam_threshold=0.6),
-    segment=SegmenterConfig(
+    # A network this small makes broad maps: higher thresholds than the paper's.
+    seeds=SeedsConfig(foreground=0.6, background=0.2),
+    irnet=IrnetConfig(radius=5, epochs=1.0, augment=0.1, every=200),
+    pseudo_masks=PseudoMasksConfig(threshold=0.7, cam_threshold=0.6),
+    segmenter=SegmenterConfig(
         width=32,
         rates=(2, 4, 6),
         dropout=0.1,
@@ -159,7 +152,7 @@ ENCODERS = {"resnet18": RESNET18, "resnet50": RESNET50}
 
 
 def preset_of(given: list[str]) -> Config:
-    """Returns the preset that flags ask for; with data it is `chexpert`."""
+    """Return the preset that flags ask for; with data it is `chexpert`."""
     name = "phantom"
     if any(a.split("=")[0] in ("--data-dir", "--data_dir") for a in given):
         name = "chexpert"
@@ -176,7 +169,7 @@ def read_flags(
     description: str,
     arguments: list[str] | None = None,
 ) -> Settings:
-    """Returns the settings of a command: those that a preset gives by default, changed by flags."""
+    """Parse a command's flags, on the defaults of the preset that they name."""
     given = sys.argv[1:] if arguments is None else arguments
     return tyro.cli(
         kind,
@@ -188,5 +181,5 @@ def read_flags(
 
 
 def read_arguments(description: str, arguments: list[str] | None = None) -> Config:
-    """Returns the settings of a run."""
+    """Parse the flags of a run."""
     return read_flags(Config, "chexseg", lambda preset: preset, description, arguments)

@@ -1,4 +1,4 @@
-"""The data of a run: what was prepared, or phantoms."""
+"""The data of a run: prepared data sets, or phantoms."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -8,31 +8,28 @@ import jax
 from chexseg_jax.runtime.sharding import wait_for_all
 from chexseg_jax.training.data import Source, Subset, sample_indices
 from datasets.prepare import prepare_phantoms
-from datasets.source import Source as Prepared
-from datasets.source import available, open_source
+from datasets.source import PreparedSource, available, open_source
 from experiments.run.config import Config
 
 
 @dataclass(frozen=True)
 class Data:
-    """The sources of one run."""
+    """The sources of one run: images with labels, expert masks, and hidden masks of the former."""
 
     train: Source
     valid: Source
     expert_train: Source
     expert_val: Source
-    test: Prepared
-    hidden: Prepared | None
+    test: PreparedSource
+    hidden: PreparedSource | None
 
-    def named(self) -> dict[str, Source]:
-        """Returns the sources there are, by name."""
-        fields = self.__dataclass_fields__
-        every = {name: getattr(self, name) for name in fields}
-        return {name: source for name, source in every.items() if source is not None}
+    def sources(self) -> dict[str, Source]:
+        """Return the sources by name, without hidden masks where there are none."""
+        return {name: source for name, source in vars(self).items() if source is not None}
 
 
 def open_data(config: Config) -> Data:
-    """Opens the data of a run, making phantoms first if there is none."""
+    """Open the data of a run, making phantoms first without `--data-dir`."""
     data_dir = config.data_dir
     if data_dir is None:
         data_dir = config.workdir / "phantoms"

@@ -1,51 +1,56 @@
-"""The seven stages in order, each with its inputs and its folder."""
+"""The pipeline: the stages that one run needs, each in a folder of its own.
+
+`run_pipeline` reads downwards. A stage whose folder is finished is reused; one that was stopped resumes.
+"""
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from chexseg_jax.losses import policies_of
-from chexseg_jax.models.spec import NORMALIZATIONS
+from chexseg_jax.models.spec import NetworkSpec
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.stage_folder import (
-    Records,
+    RecordReader,
     StageFolder,
     digest,
     digest_file,
     open_stage_folder,
 )
-from chexseg_jax.stages import cams as localize_stage
-from chexseg_jax.stages import classifier as classify_stage
-from chexseg_jax.stages import evaluation as evaluate_stage
-from chexseg_jax.stages import irnet as relate_stage
-from chexseg_jax.stages import pseudo_masks as label_stage
-from chexseg_jax.stages import seeds as seed_stage
-from chexseg_jax.stages import segmenter as segment_stage
+from chexseg_jax.stages import cams as cams_stage
+from chexseg_jax.stages import classifier as classifier_stage
+from chexseg_jax.stages import evaluation as evaluation_stage
+from chexseg_jax.stages import irnet as irnet_stage
+from chexseg_jax.stages import pseudo_masks as pseudo_masks_stage
+from chexseg_jax.stages import seeds as seeds_stage
+from chexseg_jax.stages import segmenter as segmenter_stage
+from chexseg_jax.stages.classifier import ClassifierConfig
+from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.metrics_log import sending_to, sinks
 from chexseg_jax.weights.convert import start_from
 from experiments.run.config import Config
 from experiments.run.data import Data
 
 
-def _described(settings: classify_stage.ClassifierConfig) -> dict[str, Any]:
-    """Returns which network a backbone is: its checkpoint is to be opened without the run."""
-    kept = ("network", "policy", "output_stride", "pixels")
-    return {name: asdict(settings)[name] for name in kept}
-
-
+@dataclass
 class Run:
-    """The stages of one run, in order; each property is a stage's finished folder."""
+    """One run's finished stage folders; None for a stage that it did not need."""
 
-    def __init__(self, config: Config, data: Data) -> None:
-        """Runs nothing yet."""
-        self.config, self.data = config, data
-        self.rows: list[dict[str, Any]] = []
-        self.sinks = sinks(config.wandb)
+    config: Config
+    data: Data
+    classifier: StageFolder | None = None
+    cams: StageFolder | None = None
+    seeds: StageFolder | None = None
+    irnet: StageFolder | None = None
+    pseudo_masks: StageFolder | None = None
+    segmenter: StageFolder | None = None
+    evaluation: StageFolder | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Name, folder and seconds of every stage, in the order in which they ran or were reused."""
 
-    def _stage(
+    def stage(
         self,
         module: Any,
         settings: Any,
@@ -53,251 +58,251 @@ class Run:
         work: Callable[[StageFolder], None],
         name: str | None = None,
     ) -> StageFolder:
-        """Returns a stage's folder, finished now or before."""
+        """Run a stage, or reuse its finished folder."""
         name = name or module.__name__.rpartition(".")[2]
         folder = open_stage_folder(self.config.workdir, name, module.VERSION, settings, inputs)
         started, reused = time.monotonic(), folder.finished
         if not reused:
-            with sending_to(*self.sinks):
+            with sending_to(*sinks(self.config.wandb)):
                 work(folder)
         seconds = time.monotonic() - started
-        self.rows.append(
-            {"name": name, "seconds": seconds, "reused": reused, "folder": folder.path.name}
-        )
+        row = {"name": name, "seconds": seconds, "reused": reused, "folder": folder.path.name}
+        self.stages.append(row)
         return folder
 
-    @cached_property
-    def normalise(self) -> Any:
-        """What the classifier's weights expect of pixels."""
-        return NORMALIZATIONS[self.config.classify.pixels]
 
-    def _classified(self, settings: classify_stage.ClassifierConfig, name: str) -> StageFolder:
-        """Trains one classifier, and before it the teacher that a self-trained one needs."""
-        taught = "self-trained" in policies_of(settings.policy)
-        teacher = (
-            self._classified(classify_stage.without_teacher(settings), f"{name}-teacher")
-            if taught
-            else None
-        )
-        return self._stage(
-            classify_stage,
-            {**asdict(settings), **self._scalars},
-            {
-                "train": self.data.train.fingerprint,
-                "valid": self.data.valid.fingerprint,
-                **({"teacher": teacher.fingerprint} if teacher else {}),
-                **({"init": digest_file(settings.init)} if settings.init else {}),
-            },
-            lambda folder: classify_stage.run(
-                settings,
-                train=self.data.train,
-                valid=self.data.valid,
-                size=self.config.image_size,
-                seed=self.config.seed,
-                folder=folder,
-                teacher=teacher.path if teacher else None,
-            ),
-            name,
-        )
+def run_pipeline(config: Config, data: Data) -> Run:
+    """Run the stages that the wanted result, `config.until`, needs."""
+    run, until = Run(config, data), config.until
+    run.classifier = classifier = make_classifier(run, config.classifier, "classifier")
+    if until == "classifier":
+        return run
+    if config.rho < 1 or until not in ("segmenter", "evaluation"):
+        run.cams = make_cams(run, classifier)
+        if until == "cams":
+            return run
+        if config.pseudo == "irnet" or until in ("seeds", "irnet"):
+            run.seeds = make_seeds(run, run.cams)
+            if until == "seeds":
+                return run
+            run.irnet = make_irnet(run, classifier, run.seeds)
+            if until == "irnet":
+                return run
+        irnet = run.irnet if config.pseudo == "irnet" else None
+        run.pseudo_masks = make_pseudo_masks(run, run.cams, irnet)
+        if until == "pseudo_masks":
+            return run
+    encoder = make_encoder(run, classifier)
+    run.segmenter = make_segmenter(run, encoder, run.pseudo_masks)
+    if until == "segmenter":
+        return run
+    run.evaluation = make_evaluation(run, classifier, run.segmenter)
+    return run
 
-    @property
-    def _scalars(self) -> dict[str, Any]:
-        """What every stage depends on."""
-        return {"image_size": self.config.image_size, "seed": self.config.seed}
 
-    @cached_property
-    def classify(self) -> StageFolder:
-        """Images and weak labels to a classifier."""
-        return self._classified(self.config.classify, "classify")
+def make_classifier(run: Run, settings: ClassifierConfig, name: str) -> StageFolder:
+    """Train a classifier, after the teacher that a self-trained one needs."""
+    config, data, teacher = run.config, run.data, None
+    if "self-trained" in policies_of(settings.policy):
+        teacher = make_classifier(run, settings.for_teacher(), f"{name}-teacher")
+    inputs = {"train": data.train.fingerprint, "valid": data.valid.fingerprint}
+    if teacher:
+        inputs["teacher"] = teacher.fingerprint
+    if settings.init:
+        inputs["init"] = digest_file(settings.init)
+    return run.stage(
+        classifier_stage,
+        {**asdict(settings), "image_size": config.image_size, "seed": config.seed},
+        inputs,
+        lambda folder: classifier_stage.run(
+            settings,
+            train=data.train,
+            valid=data.valid,
+            image_size=config.image_size,
+            seed=config.seed,
+            folder=folder,
+            teacher=teacher.path if teacher else None,
+        ),
+        name,
+    )
 
-    @cached_property
-    def classifier(self) -> Any:
-        """The classifier."""
-        return classify_stage.load_classifier(self.config.classify, self.classify.path)
 
-    @cached_property
-    def localize(self) -> StageFolder:
-        """The classifier to maps."""
-        return self._stage(
-            localize_stage,
-            {"image_size": self.config.image_size},
-            {"classifier": self.classify.fingerprint, "images": self.data.train.fingerprint},
-            lambda folder: localize_stage.run(
-                self.config.localize,
-                classifier=self.classifier,
-                normalise=self.normalise,
-                images=self.data.train,
-                size=self.config.image_size,
-                folder=folder,
-            ),
-        )
+def make_cams(run: Run, classifier: StageFolder) -> StageFolder:
+    """Compute the class activation maps of the weakly labelled images."""
+    config, images = run.config, run.data.train
+    return run.stage(
+        cams_stage,
+        {"image_size": config.image_size},
+        {"classifier": classifier.fingerprint, "images": images.fingerprint},
+        lambda folder: cams_stage.run(
+            config.cams,
+            classifier=restore(classifier.path),
+            normalization=spec_of(classifier.path).normalization,
+            images=images,
+            image_size=config.image_size,
+            folder=folder,
+        ),
+    )
 
-    @cached_property
-    def seed(self) -> StageFolder:
-        """Maps and images to seeds."""
-        return self._stage(
-            seed_stage,
-            {**asdict(self.config.seeds), "image_size": self.config.image_size},
-            {"cams": self.localize.fingerprint},
-            lambda folder: seed_stage.run(
-                self.config.seeds,
-                cams=Records(self.localize, "cams"),
-                images=self.data.train,
-                size=self.config.image_size,
-                folder=folder,
-            ),
-        )
 
-    @property
-    def related(self) -> tuple[Callable[[], Any], Any]:
-        """What makes IRNet's backbone, and what that backbone expects of pixels."""
-        settings = self.config.relate
-        if settings.init:
-            return relate_stage.constructor(), NORMALIZATIONS[settings.pixels]
-        return classify_stage.constructor(self.config.classify), self.normalise
+def make_seeds(run: Run, cams: StageFolder) -> StageFolder:
+    """Turn maps into CRF seeds."""
+    config = run.config
+    return run.stage(
+        seeds_stage,
+        {**asdict(config.seeds), "image_size": config.image_size},
+        {"cams": cams.fingerprint},
+        lambda folder: seeds_stage.run(
+            config.seeds,
+            cams=RecordReader(cams, "cams"),
+            images=run.data.train,
+            image_size=config.image_size,
+            folder=folder,
+        ),
+    )
 
-    @cached_property
-    def relate(self) -> StageFolder:
-        """Seeds and images to IRNet."""
-        init = self.config.relate.init
-        return self._stage(
-            relate_stage,
-            {
-                **asdict(self.config.relate),
-                **self._scalars,
-                "backbone": None if init else _described(self.config.classify),
-            },
-            {
-                "seeds": self.seed.fingerprint,
-                "backbone": digest_file(init) if init else self.classify.fingerprint,
-            },
-            lambda folder: relate_stage.run(
-                self.config.relate,
-                backbone=relate_stage.constructor()() if init else self.classifier,
-                normalise=self.related[1],
-                seeds=Records(self.seed, "seeds"),
-                images=self.data.train,
-                size=self.config.image_size,
-                seed=self.config.seed,
-                folder=folder,
-            ),
-        )
 
-    def labelled(self, kind: Literal["irnet", "cam"]) -> StageFolder:
-        """Maps, and IRNet if it is to help, to pseudo-masks."""
-        inputs = {"cams": self.localize.fingerprint}
-        if kind == "irnet":
-            inputs["irnet"] = self.relate.fingerprint
+def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFolder:
+    """Train IRNet on seeds."""
+    config, init = run.config, run.config.irnet.init
+    spec = config.irnet.network_spec(config.classifier.network_spec(config.image_size))
+    return run.stage(
+        irnet_stage,
+        {**asdict(config.irnet), "network": asdict(spec), "seed": config.seed},
+        {
+            "seeds": seeds.fingerprint,
+            "backbone": digest_file(init) if init else classifier.fingerprint,
+        },
+        lambda folder: irnet_stage.run(
+            config.irnet,
+            spec=spec,
+            classifier=None if init else restore(classifier.path),
+            seeds=RecordReader(seeds, "seeds"),
+            images=run.data.train,
+            seed=config.seed,
+            folder=folder,
+        ),
+    )
 
-        def work(folder: StageFolder) -> None:
-            irnet = None
-            if kind == "irnet":
-                irnet = relate_stage.load_irnet(self.relate.path, self.related[0])
-            label_stage.run(
-                self.config.label,
-                irnet=irnet,
-                normalise=self.related[1],
-                cams=Records(self.localize, "cams"),
-                images=self.data.train,
-                size=self.config.image_size,
-                folder=folder,
-            )
 
-        settings = {**asdict(self.config.label), "image_size": self.config.image_size}
-        return self._stage(label_stage, settings, inputs, work, f"label-{kind}")
+def make_pseudo_masks(run: Run, cams: StageFolder, irnet: StageFolder | None) -> StageFolder:
+    """Make pseudo-masks of maps: by IRNet's boundaries and a random walk, or of the maps alone."""
+    config, source = run.config, "cam" if irnet is None else "irnet"
+    inputs = {"cams": cams.fingerprint}
+    if irnet:
+        inputs["irnet"] = irnet.fingerprint
+    network = (irnet or run.classifier or cams).path
+    return run.stage(
+        pseudo_masks_stage,
+        {**asdict(config.pseudo_masks), "image_size": config.image_size},
+        inputs,
+        lambda folder: pseudo_masks_stage.run(
+            config.pseudo_masks,
+            irnet=restore(irnet.path) if irnet else None,
+            normalization=spec_of(network).normalization,
+            cams=RecordReader(cams, "cams"),
+            images=run.data.train,
+            image_size=config.image_size,
+            folder=folder,
+        ),
+        f"pseudo_masks-{source}",
+    )
 
-    @cached_property
-    def label(self) -> StageFolder:
-        """The pseudo-masks that the segmenter learns from."""
-        return self.labelled(self.config.pseudo)
 
-    @cached_property
-    def encoder(self) -> tuple[str, Callable[[], Any]]:
-        """The segmenter's encoder: a fingerprint, and what makes it as its training finds it."""
-        start, trained = self.config.encoder_start, self.config.encoder_classify
-        settings = replace(trained, output_stride=16)
-        if start == "classifier":
-            own = trained is self.config.classify
-            folder = (
-                self.classify
-                if own
-                else self._classified(trained, f"classify-{self.config.encoder}")
-            )
-            return folder.fingerprint, lambda: classify_stage.load_classifier(settings, folder.path)
+@dataclass(frozen=True)
+class Encoder:
+    """The segmenter's encoder: its specification, a fingerprint of its weights, and their source."""
 
-        def fresh() -> Any:
-            model = classify_stage.constructor(settings, self.config.of_segmenter)()
-            if isinstance(start, Path):
-                start_from(start, model, self.normalise, head=False)
-            return model
+    spec: NetworkSpec
+    fingerprint: str
+    load: Callable[[], Any]
 
-        weights = digest_file(start) if isinstance(start, Path) else start
-        return digest([weights, asdict(trained.network), trained.pixels]), fresh
 
-    @cached_property
-    def segment(self) -> StageFolder:
-        """Expert masks, pseudo-masks and rho to a segmenter."""
-        fingerprint, started = self.encoder
-        init, seed = self.config.segment.init, self.config.of_segmenter
-        return self._stage(
-            segment_stage,
-            {
-                **asdict(self.config.segment),
-                **self._scalars,
-                "seed": seed,
-                "rho": float(self.config.rho),  # 1 and 1.0 are one run
-                "backbone": _described(self.config.encoder_classify),
-            },
-            {
-                "encoder": fingerprint,
-                "pseudo": self.label.fingerprint,
-                "expert_train": self.data.expert_train.fingerprint,
-                "expert_val": self.data.expert_val.fingerprint,
-                **({"init": digest_file(init)} if init else {}),
-            },
-            lambda folder: segment_stage.run(
-                self.config.segment,
-                backbone=started(),
-                normalise=self.normalise,
-                expert_train=self.data.expert_train,
-                expert_val=self.data.expert_val,
-                pseudo=PseudoMaskSource(self.label),
-                images=self.data.train,
-                rho=self.config.rho,
-                size=self.config.image_size,
-                seed=seed,
-                folder=folder,
-            ),
-        )
+def make_encoder(run: Run, classifier: StageFolder) -> Encoder:
+    """Return the segmenter's encoder, trained as a classifier first if it is not the run's own."""
+    config, start = run.config, run.config.encoder_start
+    settings = config.encoder_classifier
+    spec = NetworkSpec(**{**vars(settings.network_spec(config.image_size)), "output_stride": 16})
+    if start == "classifier":
+        if config.encoder != "classifier":
+            classifier = make_classifier(run, settings, f"classifier-{config.encoder}")
+        return Encoder(spec, classifier.fingerprint, lambda: restore(classifier.path, spec))
 
-    @cached_property
-    def segmenter(self) -> Any:
-        """The segmenter."""
-        settings = replace(self.config.encoder_classify, output_stride=16)
-        backbone = classify_stage.constructor(settings)
-        return segment_stage.restore_segmenter(self.config.segment, backbone, self.segment.path)
+    def fresh() -> Any:
+        model = spec.build(config.segmenter_seed_or_seed)
+        if isinstance(start, Path):
+            start_from(start, model, spec.normalization, head=False)
+        return model
 
-    @cached_property
-    def evaluate(self) -> StageFolder:
-        """The segmenter on the test set."""
-        thresholds = self.config.evaluate.thresholds
-        return self._stage(
-            evaluate_stage,
-            {"image_size": self.config.image_size, "gated": self.config.evaluate.gated},
-            {
-                "segmenter": self.segment.fingerprint,
-                "test": self.data.test.fingerprint,
-                **({"thresholds": digest_file(thresholds)} if thresholds else {}),
-            },
-            lambda folder: evaluate_stage.run(
-                self.config.evaluate,
-                segmenter=self.segmenter,
-                classifier=self.classifier,
-                normalise=self.normalise,
-                expert_train=self.data.expert_train,
-                expert_val=self.data.expert_val,
-                test=self.data.test,
-                size=self.config.image_size,
-                folder=folder,
-            ),
-        )
+    weights = digest_file(start) if isinstance(start, Path) else start
+    return Encoder(spec, digest([weights, asdict(spec)]), fresh)
+
+
+def make_segmenter(run: Run, encoder: Encoder, pseudo_masks: StageFolder | None) -> StageFolder:
+    """Train the segmenter on expert masks and pseudo-masks; without the latter if rho is 1."""
+    config, data = run.config, run.data
+    settings, seed = config.segmenter, config.segmenter_seed_or_seed
+    spec = settings.network_spec(encoder.spec)
+    inputs = {"encoder": encoder.fingerprint, "expert_val": data.expert_val.fingerprint}
+    if config.rho > 0:
+        inputs["expert_train"] = data.expert_train.fingerprint
+    if pseudo_masks:
+        inputs["pseudo_masks"] = pseudo_masks.fingerprint
+    if settings.init:
+        inputs["init"] = digest_file(settings.init)
+    steps = segmenter_stage.training_steps(settings, len(data.expert_train), len(data.train))
+    return run.stage(
+        segmenter_stage,
+        {
+            **asdict(settings),
+            "network": asdict(spec),
+            "image_size": config.image_size,
+            "training_steps": steps,
+            "seed": seed,
+            "rho": float(config.rho),  # 1 and 1.0 are one run
+        },
+        inputs,
+        lambda folder: segmenter_stage.run(
+            settings,
+            spec=spec,
+            encoder=encoder.load(),
+            expert_train=data.expert_train,
+            expert_val=data.expert_val,
+            pseudo_masks=PseudoMaskSource(pseudo_masks) if pseudo_masks else None,
+            images=data.train,
+            rho=config.rho,
+            seed=seed,
+            folder=folder,
+        ),
+    )
+
+
+def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -> StageFolder:
+    """Evaluate the segmenter on the test set."""
+    config, data = run.config, run.data
+    thresholds = config.evaluation.thresholds
+    inputs = {
+        "segmenter": segmenter.fingerprint,
+        "classifier": classifier.fingerprint,
+        "expert_train": data.expert_train.fingerprint,
+        "expert_val": data.expert_val.fingerprint,
+        "test": data.test.fingerprint,
+    }
+    if thresholds:
+        inputs["thresholds"] = digest_file(thresholds)
+    return run.stage(
+        evaluation_stage,
+        {"image_size": config.image_size, "gated": config.evaluation.gated},
+        inputs,
+        lambda folder: evaluation_stage.run(
+            config.evaluation,
+            segmenter=restore(segmenter.path),
+            classifier=restore(classifier.path),
+            normalization=spec_of(classifier.path).normalization,
+            expert_train=data.expert_train,
+            expert_val=data.expert_val,
+            test=data.test,
+            image_size=config.image_size,
+            folder=folder,
+        ),
+    )

@@ -1,4 +1,4 @@
-"""What a result was made with: the versions of Python and of packages."""
+"""The versions of Python and of packages, recorded with every result."""
 
 import platform
 from collections.abc import Iterable
@@ -6,5 +6,5 @@ from importlib.metadata import version
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Returns versions by name, Python's first."""
+    """Return versions by name, Python's first."""
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
