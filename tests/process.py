@@ -5,6 +5,8 @@ from functools import partial
 
 import jax
 
+from chexseg_jax.pseudolabels import storage
+from chexseg_jax.runtime import stage_folder
 from experiments.chexseg import main
 
 if __name__ == "__main__":

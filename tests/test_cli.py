@@ -8,12 +8,12 @@ import pytest
 
 from chexseg_jax.training.signals import Stopped, raise_on_signals
 from datasets.errors import DataError
-from experiments.run.cli import exclusive_workdir, run_errors_to_exit_codes
+from experiments.run.cli import exclusive_workdir, managed_run
 
 HOLD = """
 import pathlib, sys, time
-from experiments.endings import ending
-with ending(pathlib.Path(sys.argv[1])):
+from experiments.run.cli import managed_run
+with managed_run(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -36,7 +36,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, holder, capsy
         exclusive_workdir(tmp_path),
     ):
         pytest.fail("it was let in")
-    with pytest.raises(SystemExit, match="another --workdir"), run_errors_to_exit_codes(tmp_path):
+    with pytest.raises(SystemExit, match="another --workdir"), managed_run(tmp_path):
         pytest.fail("it was let in")
     holder.send_signal(signal.SIGKILL)
     holder.wait(10)
@@ -75,6 +75,6 @@ NO_ROOM = (
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(tmp_path, error, said):
-    with pytest.raises(SystemExit) as ended, run_errors_to_exit_codes(tmp_path):
+    with pytest.raises(SystemExit) as ended, managed_run(tmp_path):
         raise error
     assert str(ended.value) == said.replace("WORKDIR", str(tmp_path))

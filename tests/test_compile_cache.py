@@ -2,19 +2,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.run.compile_cache import machine, persistent_compilation_cache
+from experiments.run import compile_cache
+from experiments.run.compile_cache import machine_id, persistent_compilation_cache
 
 
 def compile_anew():
-    """Compiles a function that no cache in memory knows."""
+    """Compile a function that is in no cache in memory."""
     jax.clear_caches()
     return float(jax.jit(lambda x: jnp.sin(x).sum())(jnp.arange(5.0)))
 
 
 def test_what_is_compiled_is_kept_and_found_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(compile_cache, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(compile_cache, "MIN_COMPILE_SECONDS", 0.0)
     before = jax.config.jax_compilation_cache_dir
-    folder = tmp_path / "compiled" / machine()
+    folder = tmp_path / "compiled" / machine_id()
     with persistent_compilation_cache(tmp_path):
         first = compile_anew()
     entries = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-cache")}
@@ -26,7 +27,7 @@ def test_what_is_compiled_is_kept_and_found_again(tmp_path, monkeypatch):
 
 
 def test_an_entry_cut_short_is_compiled_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(compile_cache, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(compile_cache, "MIN_COMPILE_SECONDS", 0.0)
     with persistent_compilation_cache(tmp_path):
         first = compile_anew()
     for path in (tmp_path / "compiled").rglob("*-cache"):
@@ -41,6 +42,6 @@ def test_an_entry_cut_short_is_compiled_again(tmp_path, monkeypatch):
 def test_another_processor_has_a_folder_of_its_own(tmp_path, monkeypatch):
     other = tmp_path / "cpuinfo"
     other.write_text("processor : 0\nflags : fpu sse2\n")
-    mine = machine()
+    mine = machine_id()
     monkeypatch.setattr(compile_cache, "CPUINFO", other)
-    assert machine() != mine
+    assert machine_id() != mine

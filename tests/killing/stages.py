@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments import chexseg
 from experiments.run import pipeline
-from experiments.run.cli import run_errors_to_exit_codes
+from experiments.run.cli import managed_run
 from experiments.run.config import read_arguments
 from experiments.run.data import open_data
 from tests.killing.digests import look
@@ -96,7 +96,7 @@ def run(workdir: Path, base: Path, until: str) -> None:
     published, chexseg.publish = chexseg.publish, publish
     come("phantoms")
     if until == "phantoms":
-        with run_errors_to_exit_codes(workdir):
+        with managed_run(workdir):
             open_data(read_arguments("", arguments))
     else:
         asked = [] if until == "report" else [f"--until={until}"]
