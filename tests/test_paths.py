@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chexpert_trees import write_image, write_json, write_table
-from test_torchfiles import archive, state, tensor
+from test_torch_checkpoint import archive, state, tensor
 
 from chexseg_jax.masks import encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES

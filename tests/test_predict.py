@@ -12,7 +12,7 @@ from chexseg_jax.images import letterbox, unletterbox
 from chexseg_jax.inference.export import export, load_segmenter
 from chexseg_jax.masks import decode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.radiographs.radiograph import RadiographError, read_picture
+from chexseg_jax.radiographs.radiograph import RadiographError, read_jpeg_or_png
 from datasets.errors import DataError
 from experiments.evaluate import main as evaluate
 from experiments.predict import main
@@ -23,7 +23,7 @@ from experiments.prediction.inputs import find_inputs
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     thresholds = dict.fromkeys(PATHOLOGIES, 0.5) | {"Edema": 0.0, "Cardiomegaly": 1.0}
-    export(SEGMENTER.construct(), SEGMENTER, folder, **STATED | {"thresholds": thresholds})
+    export(SEGMENTER.build(), SEGMENTER, folder, **STATED | {"thresholds": thresholds})
     return folder
 
 
@@ -137,25 +137,25 @@ def test_two_files_are_never_one_result(tmp_path):
 def test_sixteen_bits_are_scaled_and_colours_made_grey(tmp_path):
     values = np.array([[1000, 2000], [3000, 3040]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png").image[..., 0].tolist() == [[0, 125], [250, 255]]
+    assert read_jpeg_or_png(tmp_path / "a.png").image[..., 0].tolist() == [[0, 125], [250, 255]]
     colours = np.full((2, 2, 3), 77, np.uint8)
     Image.fromarray(colours).save(tmp_path / "b.png")
-    assert read_picture(tmp_path / "b.png").image[..., 0].tolist() == [[77, 77], [77, 77]]
+    assert read_jpeg_or_png(tmp_path / "b.png").image[..., 0].tolist() == [[77, 77], [77, 77]]
 
 
 def test_bombs_and_turned_pictures_are_refused_before_decoding(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (20000, 20000)).save(path)
     with pytest.raises(RadiographError, match="pixels"):
-        read_picture(path)
+        read_jpeg_or_png(path)
     Image.new("1", (12000, 12000)).save(path)
     with pytest.raises(RadiographError, match="12000 x 12000 pixels"):
-        read_picture(path)
+        read_jpeg_or_png(path)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture(8, 8)).save(tmp_path / "turned.jpg", exif=exif)
     with pytest.raises(RadiographError, match="rotation"):
-        read_picture(tmp_path / "turned.jpg")
+        read_jpeg_or_png(tmp_path / "turned.jpg")
 
 
 FILES = [

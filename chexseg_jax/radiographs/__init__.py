@@ -1,1 +1,1 @@
-"""Radiographs from JPEG, PNG and DICOM files; DICOM segmentations."""
+"""Read radiographs from JPEG, PNG and DICOM files; write DICOM segmentations."""

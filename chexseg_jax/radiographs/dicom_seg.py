@@ -1,8 +1,8 @@
-"""DICOM Segmentation objects of masks: one object an image, one binary segment a finding.
+"""Write masks as DICOM Segmentation objects: one per image, with a binary segment per pathology.
 
-Findings are coded in SNOMED CT or DICOM's own terms where there is such a code, and in a private scheme
-where there is none, never in a neighbour's. The object refers to the source instance and says of the
-patient, study, position and frame of reference what the source says, no more. Needs the extra `dicom`.
+Pathologies are coded in SNOMED CT or DICOM terms where a code exists, otherwise in a private scheme,
+never with a similar finding's code. The object refers to the source instance and copies its patient,
+study, position and frame of reference, no more. Needs the extra `dicom`.
 """
 
 from importlib.metadata import version
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Code = tuple[str, str, str]
-"""Value, scheme and meaning."""
+"""Code value, coding scheme and meaning."""
 
 PRIVATE: Final = "99CHEXSEG"
 ABNORMAL: Final[Code] = ("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -47,23 +47,23 @@ FINDINGS: Final[dict[str, tuple[Code, Code, Code]]] = {
     "Pleural Effusion": (ABNORMAL, ("60046008", "SCT", "Pleural effusion"), PLEURA),
     "Support Devices": (OBJECT, ("DEVICES", PRIVATE, "Support devices"), CHEST),
 }
-"""Category, type and region of each finding. The published codes for consolidation contradict one
-another, so it has a private one."""
+"""Category, type and region of each pathology. Published codes for consolidation contradict each other,
+so it has a private one."""
 
 
 def write_segmentation(
     path: Path, source: "Dataset", masks: Bool[np.ndarray, "h w k"], fingerprint: str
 ) -> None:
-    """Writes the masks of one radiograph as a DICOM Segmentation; empty segments are not written.
+    """Write the masks of a radiograph as a DICOM Segmentation; empty segments are left out.
 
     Args:
-        path: where to.
-        source: the radiograph's data set, its pixels not needed.
-        masks: at its size.
-        fingerprint: of the network, noted as the device's serial number.
+        path: the file to write.
+        source: the radiograph's data set; its pixels are not needed.
+        masks: at the size of the radiograph.
+        fingerprint: of the network, recorded as the device's serial number.
 
     Raises:
-        RadiographError: no mask is drawn, which DICOM cannot say, or the extra is not installed.
+        RadiographError: all masks are empty, which DICOM cannot represent, or the extra is missing.
     """
     try:
         import highdicom
@@ -72,17 +72,17 @@ def write_segmentation(
         raise RadiographError(
             "DICOM segmentations need a package: pip install 'chexseg-jax[dicom]'"
         ) from None
-    drawn = np.flatnonzero(masks.any((0, 1)))
-    if not drawn.size:
-        raise RadiographError(f"{path}: no finding is drawn, and a segmentation needs one")
+    present = np.flatnonzero(masks.any((0, 1)))
+    if not present.size:
+        raise RadiographError(f"{path}: no finding is drawn, and a segmentation needs a mask")
     release = version("chexseg-jax")
     segmentation: Any = highdicom.seg.Segmentation(
         source_images=[source],
-        pixel_array=masks[None][..., drawn].astype(np.uint8),
+        pixel_array=masks[None][..., present].astype(np.uint8),
         segmentation_type="BINARY",
         segment_descriptions=[
-            _description(highdicom, number, PATHOLOGIES[k], release)
-            for number, k in enumerate(drawn, 1)
+            _describe_segment(highdicom, number, PATHOLOGIES[k], release)
+            for number, k in enumerate(present, 1)
         ],
         series_instance_uid=generate_uid(),
         series_number=1,
@@ -96,19 +96,19 @@ def write_segmentation(
         content_description="Not a medical device; for research",
         omit_empty_frames=False,
     )
-    # A projection's images carry it, if only blank; highdicom leaves it out.
+    # The attribute is mandatory in projection images, even if empty; highdicom leaves it out.
     segmentation.PatientOrientation = source.get("PatientOrientation") or None
-    with atomic_write(path) as aside:
-        segmentation.save_as(aside)
+    with atomic_write(path) as temporary:
+        segmentation.save_as(temporary)
 
 
-def _description(highdicom: Any, number: int, name: str, release: str) -> Any:
-    category, kind, region = (highdicom.sr.CodedConcept(*code) for code in FINDINGS[name])
+def _describe_segment(highdicom: Any, number: int, name: str, release: str) -> Any:
+    category, finding, region = (highdicom.sr.CodedConcept(*code) for code in FINDINGS[name])
     return highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=name,
         segmented_property_category=category,
-        segmented_property_type=kind,
+        segmented_property_type=finding,
         algorithm_type="AUTOMATIC",
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             name="CheXseg",

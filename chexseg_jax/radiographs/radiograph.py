@@ -1,7 +1,7 @@
-"""Radiographs as 8-bit grey, and JPEG and PNG files of them.
+"""Radiographs as 8-bit gray images: types, limits of size, and JPEG and PNG files.
 
-Sizes are read from the header and refused before a pixel is decoded. A PNG of 16 bits does not say how
-many of them it uses, and is scaled from its least value to its greatest.
+Sizes are read from the header and checked before any pixel is decoded. A PNG of 16 bits does not state
+how many of them it uses, and is scaled from its minimum to its maximum.
 """
 
 import io
@@ -18,9 +18,9 @@ from PIL import Image
 MAX_PIXELS: Final = 2**27
 """The largest radiograph that is decoded: twice the largest detector in use."""
 MAX_BYTES: Final = 2**30
-"""The largest file that is read: the largest radiograph in four bytes a pixel, twice over."""
+"""The largest file that is read: twice the largest radiograph at four bytes a pixel."""
 ORIENTATION: Final = 0x0112
-"""EXIF's tag."""
+"""The EXIF tag of the orientation."""
 
 
 class RadiographError(ValueError):
@@ -38,32 +38,34 @@ class Spacing:
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A radiograph, and its pixels' size where the file says."""
+    """A gray image, and its pixel spacing if the file states it."""
 
     image: UInt8[np.ndarray, "h w 1"]
     spacing: Spacing | None = None
 
 
-def read_picture(path: Path) -> Radiograph:
-    """Returns the radiograph in a JPEG or PNG file.
+def read_jpeg_or_png(path: Path) -> Radiograph:
+    """Read the radiograph in a JPEG or PNG file.
 
     Raises:
-        RadiographError: it is neither, is damaged, too large, or not upright by its header.
+        RadiographError: it is neither, is corrupt, too large, or not upright according to EXIF.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            content = io.BytesIO(content_of(path))
-            with Image.open(content, formats=["JPEG", "PNG"]) as picture:
-                check_size(path, picture.height, picture.width)
-                turned = picture.getexif().get(ORIENTATION, 1)
-                if turned != 1:
+            content = io.BytesIO(read_content(path))
+            with Image.open(content, formats=["JPEG", "PNG"]) as file:
+                check_size(path, file.height, file.width)
+                orientation = file.getexif().get(ORIENTATION, 1)
+                if orientation != 1:
                     raise RadiographError(
-                        f"{path}: its EXIF header asks for a rotation ({turned}); save it upright"
+                        f"{path}: its EXIF header asks for a rotation ({orientation}); save it upright"
                     )
-                if picture.mode in ("I;16", "I;16B", "I"):
-                    return Radiograph(scaled(np.asarray(picture).astype(np.int32))[..., None])
-                return Radiograph(np.asarray(picture.convert("L"))[..., None])
+                if file.mode in ("I;16", "I;16B", "I"):
+                    image = scale_to_uint8(np.asarray(file).astype(np.int32))
+                else:
+                    image = np.asarray(file.convert("L"))
+                return Radiograph(image[..., None])
     except Image.DecompressionBombError:
         raise RadiographError(f"{path}: more than {MAX_PIXELS} pixels; make it smaller") from None
     except RadiographError:
@@ -75,10 +77,10 @@ def read_picture(path: Path) -> Radiograph:
         ) from None
 
 
-def content_of(path: Path) -> bytes:
-    """Returns a file's bytes, which decoders are given in its stead.
+def read_content(path: Path) -> bytes:
+    """Read a whole file, for decoders to work on bytes instead of the file.
 
-    They ask a file for as many bytes as it claims to have, and take memory for all of them.
+    A decoder that reads a file allocates as many bytes as the file claims to hold.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -91,14 +93,14 @@ def content_of(path: Path) -> bytes:
 
 
 def check_size(path: Path, height: int, width: int) -> None:
-    """Checks that an image is not too large to be decoded."""
+    """Refuse empty images and images too large to decode."""
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise RadiographError(
             f"{path}: {height} x {width} pixels, where 1 to {MAX_PIXELS} are read; make it smaller"
         )
 
 
-def scaled(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Returns values from their least, black, to their greatest, white; all black if they are one."""
+def scale_to_uint8(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Scale the minimum to 0 and the maximum to 255; a constant image becomes black."""
     low, high = float(values.min()), float(values.max())
     return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)

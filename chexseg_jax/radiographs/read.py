@@ -1,24 +1,24 @@
-"""Radiographs from files of any kind that is read: JPEG, PNG, DICOM."""
+"""Read a radiograph from a JPEG, PNG or DICOM file."""
 
 from pathlib import Path
 
 from chexseg_jax.radiographs.dicom import read_dicom
-from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError, read_picture
+from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError, read_jpeg_or_png
 
 
 def read_radiograph(path: Path) -> Radiograph:
-    """Returns the radiograph in a file, by what the file begins with and not by its name.
+    """Read a radiograph; the file's first bytes decide on its format, not its name.
 
     Raises:
-        RadiographError: as `read_picture` and `read_dicom`; or the file cannot be opened.
+        RadiographError: the file cannot be opened, or `read_jpeg_or_png` or `read_dicom` refuses it.
     """
     try:
-        return read_dicom(path) if is_dicom(path) else read_picture(path)
+        return read_dicom(path) if is_dicom(path) else read_jpeg_or_png(path)
     except OSError as error:
         raise RadiographError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def is_dicom(path: Path) -> bool:
-    """Returns whether a file begins as a DICOM file does."""
+    """Return whether a file starts with DICOM's preamble."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"

@@ -12,8 +12,7 @@ import numpy as np
 from chexseg_jax.evaluation.chexlocalize import ChexlocalizeError, Segmentations, read_thresholds
 from chexseg_jax.masks import MaskError, decode_rle
 from chexseg_jax.radiographs.dicom import read_dicom
-from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError
-from chexseg_jax.radiographs.radiograph import read_gray_jpeg as read_radiograph
+from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError, read_jpeg_or_png
 from chexseg_jax.weights.convert import inner_of, plain, read_state
 from datasets.chexlocalize.annotations import presence_bits, rasterise, read_annotations
 from datasets.chexpert.csv_table import Row, read_rows
@@ -109,7 +108,7 @@ def state(path: Path) -> None:
             value.tobytes()  # every number lies inside the file
     if stated is not None:
         sane(
-            bool(np.isfinite([*stated.mean, *stated.std]).all()), "its normalisation is not finite"
+            bool(np.isfinite([*stated.mean, *stated.std]).all()), "its normalization is not finite"
         )
         sane(min(stated.std) > 0, "a deviation of nought or less")
 
@@ -118,7 +117,7 @@ TARGETS = {
     "pictures": Target(
         corpora.pictures,
         (*m.BYTES, *[m.change_chunks] * 5),
-        (partial(sane_radiograph, read_radiograph), film),
+        (partial(sane_radiograph, read_jpeg_or_png), film),
         (RadiographError, DataError),
     ),
     "masks": Target(
