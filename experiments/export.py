@@ -10,8 +10,6 @@ or with `python -m experiments.predict`. The folder appears whole or not at all.
 """
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +19,7 @@ import tyro
 
 from chexseg_jax.inference.export import export
 from chexseg_jax.models.spec import Kind
+from chexseg_jax.runtime.atomic_write import atomic_folder
 from chexseg_jax.training.checkpoints import restore
 from datasets.errors import DataError
 from experiments.prediction.trained import TrainedNetwork, find_trained
@@ -50,18 +49,11 @@ def export_run(config: Config) -> TrainedNetwork:
         )
     trained = find_trained(config.run, config.what)
     model = restore(trained.folder)
-    aside = config.out.with_name(f".{config.out.name}.{os.getpid()}.part")
-    aside.mkdir(parents=True)
-    try:
+    with atomic_folder(config.out) as aside:
         dtype = jnp.dtype(config.dtype)
         export(model, trained.spec, aside, dtype=dtype, **trained.metadata())
         written: dict[str, Any] = json.loads((aside / "config.json").read_text())
         (aside / "README.md").write_text(model_card(written, trained.report()))
-        if config.out.exists():
-            config.out.rmdir()
-        aside.rename(config.out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return trained
 
 

@@ -134,3 +134,14 @@ def test_a_shard_of_a_finished_stage_that_is_harmed_is_named(tmp_path, harm):
         paths[1].write_bytes(paths[1].read_bytes()[:-100])
     with pytest.raises(CorruptFile, match=f"{paths[1]}: {harm}; delete {folder.path}"):
         RecordReader(folder, "seeds")
+
+
+def test_a_folder_is_complete_or_missing(tmp_path):
+    with pytest.raises(RuntimeError), atomic_write.atomic_folder(tmp_path / "a") as aside:
+        (aside / "one").write_text("1")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()  # an empty folder is replaced
+    with atomic_write.atomic_folder(tmp_path / "a") as aside:
+        (aside / "one").write_text("1")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "one"]

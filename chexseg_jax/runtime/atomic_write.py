@@ -3,6 +3,7 @@
 import errno
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,10 @@ def _owner(pid: int | str) -> str:
     return f"{platform.node().replace('.', '_')}-{pid}"
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_owner(os.getpid())}.part")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; at the end sync it and rename it to `path`.
@@ -73,7 +78,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full or read-only.
     """
-    aside = path.with_name(f".{path.name}.{_owner(os.getpid())}.part")
+    aside = _temporary(path)
     with explain_write_errors(path):
         try:
             yield aside
@@ -82,6 +87,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _sync(path.parent)  # the new name must survive a power failure too
         finally:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder; at the end rename it to `path`, which may be an empty folder."""
+    aside = _temporary(path)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from chexseg_jax.masks import encode_rle, fill_polygons
 from chexseg_jax.pathologies import PATHOLOGIES, canonical
+from chexseg_jax.runtime.atomic_write import atomic_folder
 from datasets.phantom.annotators import Contours
 from datasets.phantom.labels import CSV_OBSERVATIONS
 from datasets.phantom.study import SPLITS, ImageId, image_ids, make_phantom
@@ -56,10 +55,7 @@ def write_phantoms(
     """
     if root.exists():
         raise FileExistsError(f"{root} exists; remove it, or write the phantoms somewhere else")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        staging.chmod(0o755)
+    with atomic_folder(root) as staging:
         (staging / "CheXlocalize").mkdir()
         (staging / "extra").mkdir()
         for split, count in zip(SPLITS, (train, valid, test), strict=True):
@@ -68,10 +64,6 @@ def write_phantoms(
             rows = _run(job, images, workers)
             bar = tqdm(rows, split, count, unit="image", disable=not progress)
             _write_split(staging, split, list(bar))
-        staging.rename(root)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _run(
