@@ -1,8 +1,8 @@
-"""The training loop.
+"""The training loop that all stages share.
 
-A step is `jax.jit` over a mesh of all devices: the batch is sharded, the state is replicated, and a mean
-over the batch, BatchNorm's included, is over the whole of it. (The release's data parallelism keeps
-statistics per device.) The order is: evaluate, save, load, step, log.
+A step is jitted over a mesh of all devices: the batch is sharded, the state is replicated, and a mean
+over the batch, BatchNorm's included, is over the global batch. (The release's data parallelism keeps
+statistics per device.) The order is: evaluate, save, load a batch, step, log.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Stop on SIGTERM and SIGINT, at once or after the current training step.
 
-A training defers signals until its step is done and saved; everything else writes whole shards, and
-stops at once. With several processes a signal may reach one of them, or reach them in different steps:
-each step then tells all of them, so that they save the same step and stop together.
+A training defers signals until its step is saved; the other stages write atomic shards and stop at
+once. With several processes a signal may reach one of them, or reach them in different steps: every step
+shares the pending signals, so that all processes save the same step and stop together.
 """
 
 import signal
@@ -16,7 +16,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The program was asked to stop by a signal; like KeyboardInterrupt, no error."""
+    """The program was asked to stop by a signal; like KeyboardInterrupt, not an error."""
 
     def __init__(self, number: int, where: str = "") -> None:
         """Take the signal's number, and a phrase that says what was saved."""
@@ -60,7 +60,7 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[SignalState]:
-    """Note a signal in `pending_signal` instead; the caller, or the end, raises `Stopped`."""
+    """Record a signal in `pending_signal`; the caller, or the end of the context, raises `Stopped`."""
     _state.deferred = True
     try:
         yield _state
