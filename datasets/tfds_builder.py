@@ -1,8 +1,8 @@
 """The base of both builders: processes write shards in parallel.
 
 TFDS's generator-based builders need TensorFlow beyond 1 GB, and keep the order by sorting the whole
-data set in memory. A shard-based builder preserves the order and streams. Its shards are independent, so
-each process reads, validates, encodes and writes whole shards, with one image in memory at a time.
+data set in memory. Here each process reads, validates, encodes and writes whole shards, in order and
+with one image in memory at a time.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import example_serializer, file_adapters
+from tensorflow_datasets.core import dataset_builder, example_serializer, file_adapters
 from tqdm import tqdm
 
 from chexseg_jax.runtime.atomic_write import explain_write_errors
@@ -44,20 +44,6 @@ class Item(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
-    """The items of one shard and the function that makes an example of each."""
-
-    items: Sequence[Any]
-    make_example: Callable[[Any], Example]
-
-    def __call__(self) -> Iterator[tuple[str, Example]]:
-        """Yield image ids and examples lazily."""
-        for item in self.items:
-            example = self.make_example(item)
-            yield example["image_id"], example
-
-
-@dataclass(frozen=True)
 class Shard:
     """A written shard: its image ids, their digests, and its size in bytes."""
 
@@ -66,7 +52,7 @@ class Shard:
     size: int
 
 
-class ShardedBuilder(tfds.core.ShardBasedBuilder):
+class ShardedBuilder(dataset_builder.FileReaderBuilder):
     """A builder that writes its subclass's items in parallel."""
 
     VERSION: tfds.core.Version
@@ -103,28 +89,20 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder):
 
     _log_download_done = _log_download_bytes
 
-    def _shard_iterators_per_split(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> Mapping[str, Sequence[Part]]:
-        return {
-            split: [Part(items, self.make_example) for items in cut(items)]
-            for split, items in self.find_items(Path(dl_manager.manual_dir)).items()
-        }
-
     def _download_and_prepare(
         self, dl_manager: tfds.download.DownloadManager, download_config: Any = None
     ) -> None:
         """Write all shards in parallel, which TFDS does not, and the manifest."""
         infos, manifest = [], {}
-        for split, parts in self._shard_iterators_per_split(dl_manager).items():
+        for split, items in self.find_items(Path(dl_manager.manual_dir)).items():
             template = self._get_filename_template(split_name=split)
+            runs = cut(items)
             paths = [
-                os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(parts)))
-                for i in range(len(parts))
+                os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(runs)))
+                for i in range(len(runs))
             ]
-            total = sum(len(part.items) for part in parts)
-            with tqdm(total=total, desc=split, unit="image", disable=not self.progress) as bar:
-                shards = list(_write(paths, parts, self.info.features, self.workers, bar))
+            with tqdm(total=len(items), desc=split, unit="image", disable=not self.progress) as bar:
+                shards = list(self._write_shards(paths, runs, bar))
             infos.append(
                 tfds.core.SplitInfo(
                     name=split,
@@ -143,6 +121,28 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder):
         with explain_write_errors(Path(self.data_dir)):
             (Path(self.data_dir) / MANIFEST).write_text(json.dumps(manifest))
 
+    def _write_shards(
+        self, paths: list[str], runs: list[Sequence[Item]], bar: tqdm
+    ) -> Iterator[Shard]:
+        """Write shards and yield them in order, so that the first of several errors is raised."""
+        make_example, features = self.make_example, self.info.features
+        if self.workers == 0:
+            for path, items in zip(paths, runs, strict=True):
+                yield write_shard(path, items, make_example, features, bar.update)
+            return
+        # Spawn, not fork: the caller may run threads, such as JAX's.
+        pool = ProcessPoolExecutor(min(self.workers, len(runs)), mp_context=get_context("spawn"))
+        try:
+            for shard in pool.map(write_shard, paths, runs, repeat(make_example), repeat(features)):
+                bar.update(len(shard.image_ids))
+                yield shard
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process was killed, perhaps for lack of memory; use fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
 
 def cut(items: Sequence[Item]) -> list[Sequence[Item]]:
     """Cut items into consecutive runs of at most `SHARD_BYTES`, or of one larger item."""
@@ -155,35 +155,10 @@ def cut(items: Sequence[Item]) -> list[Sequence[Item]]:
     return [items[a:b] for a, b in zip(starts, [*starts[1:], len(items)], strict=True)]
 
 
-def _write(
-    paths: list[str],
-    parts: Sequence[Part],
-    features: tfds.features.FeaturesDict,
-    workers: int,
-    bar: tqdm,
-) -> Iterator[Shard]:
-    """Write shards and yield them in order, so that the first of several errors is raised."""
-    if workers == 0:
-        for path, part in zip(paths, parts, strict=True):
-            yield write_shard(path, part, features, bar.update)
-        return
-    # Spawn, not fork: the caller may run threads, such as JAX's.
-    pool = ProcessPoolExecutor(min(workers, len(parts)), mp_context=get_context("spawn"))
-    try:
-        for shard in pool.map(write_shard, paths, parts, repeat(features)):
-            bar.update(len(shard.image_ids))
-            yield shard
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process was killed, perhaps for lack of memory; use fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def write_shard(
     path: str,
-    part: Part,
+    items: Sequence[Any],
+    make_example: Callable[[Any], Example],
     features: tfds.features.FeaturesDict,
     advance: Callable[[], Any] = lambda: None,
 ) -> Shard:
@@ -193,12 +168,13 @@ def write_shard(
     digests: list[bytes] = []
 
     def records() -> Iterator[tuple[str, bytes]]:
-        for image_id, example in part():
-            image_ids.append(image_id)
+        for item in items:
+            example = make_example(item)
+            image_ids.append(example["image_id"])
             digests.append(_digest(_canonical_bytes(example)))
             encoded = serializer.get_tf_example(features.encode_example(example))
             # TFDS's own call is not deterministic: equal examples could differ in the order of fields.
-            yield image_id, encoded.SerializeToString(deterministic=True)
+            yield example["image_id"], encoded.SerializeToString(deterministic=True)
             advance()
 
     with explain_write_errors(Path(path)):

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt16
 from tqdm import tqdm
 
-from chexseg_jax.images import resize
+from chexseg_jax.images import resize_mask
 from chexseg_jax.masks import MaskError, unpack_plane
 from chexseg_jax.pathologies import PATHOLOGIES
 from datasets.chexlocalize.annotations import (
@@ -55,6 +55,11 @@ class AnnotatedImage:
     resize_masks: bool
 
     @property
+    def image_id(self) -> str:
+        """The image's id in both data sets."""
+        return self.listed.row.image_id
+
+    @property
     def size(self) -> int:
         """The size of the image file in bytes."""
         return self.listed.size
@@ -85,26 +90,13 @@ class Chexlocalize(ShardedBuilder):
             if split != "train" or (root / HIDDEN).is_file()
         }
         splits: dict[str, list[AnnotatedImage]] = {}
-        if "valid" in images and (valid := self._join(root, images["valid"], "val")):
-            annotated = [item for item in valid if item.expert is not None]
-            chosen = choose_validation(
-                {item.listed.row.image_id: item.listed.row.patient for item in annotated},
-                {item.listed.row.image_id: _bits_of(item) for item in annotated},
-            )
-            target = validation_target(len(annotated))
-            if len(chosen) < target:
-                tqdm.write(
-                    f"expert_val: {len(chosen)} images rather than {target}: the other patients "
-                    "have rare pathologies or too many images"
-                )
-            for item in annotated:
-                part = "expert_val" if item.listed.row.image_id in chosen else "expert_train"
-                splits.setdefault(part, []).append(item)
+        if "valid" in images:
+            splits = _split_validation(self._annotate(images["valid"], root, "val"))
         if "test" in images:
-            splits["test"] = self._join(root, images["test"], "test")
+            splits["test"] = self._annotate(images["test"], root, "test")
         if "train" in images:
-            items = self._match(images["train"], root / HIDDEN, None)
-            splits["hidden"] = [item for item in items if item.expert is not None]
+            hidden = self._join(images["train"], root / HIDDEN, None)
+            splits["hidden"] = [item for item in hidden if item.expert is not None]
         splits = {split: items for split, items in splits.items() if items}
         if not splits:
             raise DataError(
@@ -113,35 +105,29 @@ class Chexlocalize(ShardedBuilder):
             )
         return splits
 
-    def _join(self, raw: Path, images: list[ListedImage], split: str) -> list[AnnotatedImage]:
-        """Join images with their annotations; empty without the expert's file."""
+    def _annotate(self, images: list[ListedImage], raw: Path, split: str) -> list[AnnotatedImage]:
+        """Find a split's annotations and join them with its images; empty without the expert's."""
         expert = find_annotations(raw, "gt", split)
-        return self._match(images, expert, find_annotations(raw, "hb", split)) if expert else []
+        return self._join(images, expert, find_annotations(raw, "hb", split)) if expert else []
 
-    def _match(
+    def _join(
         self, images: list[ListedImage], expert: Path, reader: Path | None
     ) -> list[AnnotatedImage]:
         """Join images with the expert's and the second reader's annotations by id."""
         experts = read_annotations(expert)
         readers = read_annotations(reader) if reader else {}
-        image_ids = {image.row.image_id for image in images}
+        by_id = {image.row.image_id: image for image in images}
         for path, annotations in ((expert, experts), (reader, readers)):
             for image_id in annotations:
-                if image_id not in image_ids:
+                if image_id not in by_id:
                     raise DataError(
                         f"{path}, {image_id!r:.80}: no image of that id in {images[0].table}; "
                         "add the image and its row, or delete the entry"
                     )
+        paths = str(expert), str(reader)
         return [
-            AnnotatedImage(
-                image,
-                experts.get(image.row.image_id),
-                readers.get(image.row.image_id),
-                str(expert),
-                str(reader),
-                self.resize_masks,
-            )
-            for image in images
+            AnnotatedImage(image, experts.get(i), readers.get(i), *paths, self.resize_masks)
+            for i, image in by_id.items()
         ]
 
     @staticmethod
@@ -177,6 +163,25 @@ def _root(raw: Path) -> Path:
     return raw.resolve().parent if masks and not holds_table(raw) else raw
 
 
+def _split_validation(images: list[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:
+    """Split the annotated images into training and validation of the segmenter."""
+    annotated = [item for item in images if item.expert is not None]
+    chosen = choose_validation(
+        {item.image_id: item.listed.row.patient for item in annotated},
+        {item.image_id: _bits_of(item) for item in annotated},
+    )
+    target = validation_target(len(annotated))
+    if len(chosen) < target:
+        tqdm.write(
+            f"expert_val: {len(chosen)} images rather than {target}: the other patients "
+            "have rare pathologies or too many images"
+        )
+    return {
+        "expert_train": [item for item in annotated if item.image_id not in chosen],
+        "expert_val": [item for item in annotated if item.image_id in chosen],
+    }
+
+
 def _bits_of(item: AnnotatedImage) -> int:
     """Return `presence_bits` of the expert's annotation."""
     try:
@@ -203,11 +208,11 @@ def _masks(
     if item.resize_masks and same_aspect:
         resized = np.zeros((height, width), np.uint16)
         for k in range(len(PATHOLOGIES)):  # one plane at a time, as native sizes are large
-            plane = unpack_plane(bits, k) * np.uint8(255)
-            resized |= (resize(plane, height, width) >= 128).astype(np.uint16) << np.uint16(k)
+            mask = resize_mask(unpack_plane(bits, k), height, width)
+            resized |= mask.astype(np.uint16) << np.uint16(k)
         return resized
     raise DataError(
-        f"{path}, {item.listed.row.image_id}: masks of {bits.shape[0]} x {bits.shape[1]} pixels on an "
+        f"{path}, {item.image_id}: masks of {bits.shape[0]} x {bits.shape[1]} pixels on an "
         f"image of {height} x {width} ({item.listed.path}); give --raw the annotated images, "
         "which CheXlocalize has in CheXpert/val and CheXpert/test"
         + (", or fit the masks with --resize-masks" if same_aspect else "")
@@ -216,6 +221,4 @@ def _masks(
 
 def _refuse(item: AnnotatedImage, path: str, what: str) -> DataError:
     """Build an error that names the annotation file and the image."""
-    return DataError(
-        f"{path}, {item.listed.row.image_id}: {what}; restore the entry from the download"
-    )
+    return DataError(f"{path}, {item.image_id}: {what}; restore the entry from the download")
