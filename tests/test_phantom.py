@@ -10,7 +10,7 @@ from PIL import Image
 from chexseg_jax.masks import decode_rle, fill_polygons
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES, canonical
 from datasets.phantom import write, write_phantoms
-from datasets.phantom.anatomy import frontal_chest, sample_build
+from datasets.phantom.anatomy import Severity, frontal_chest, sample_build
 from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, annotate
 from datasets.phantom.drawing import clip, ribbon, sample_canvas, smooth
 from datasets.phantom.findings import Finding
@@ -87,7 +87,7 @@ def test_every_file_is_listed_and_no_other(root: Path):
 
 def test_no_patient_is_in_two_splits():
     patients = {
-        split: {film.patient for film in image_ids(0, split, count)}
+        split: {image.patient for image in image_ids(0, split, count)}
         for split, count in {"train": 3000, "valid": 800, "test": 900}.items()
     }
     assert not patients["train"] & patients["valid"]
@@ -96,10 +96,10 @@ def test_no_patient_is_in_two_splits():
 
 
 def test_some_patients_have_several_views_and_studies():
-    films = image_ids(0, "train", 500)
-    assert {film.view for film in films} == {1, 2}
-    assert {film.study for film in films} >= {1, 2}
-    assert 0.05 < np.mean([film.lateral for film in films]) < 0.18
+    images = image_ids(0, "train", 500)
+    assert {image.view for image in images} == {1, 2}
+    assert {image.study for image in images} >= {1, 2}
+    assert 0.05 < np.mean([image.lateral for image in images]) < 0.18
 
 
 @pytest.mark.parametrize("short", ["val", "test"])
@@ -125,15 +125,15 @@ def test_labels_agree_with_masks(root: Path, split: str, short: str):
     for row in rows(root, split):
         labels = {canonical(name): row[name] == "1.0" for name in CSV_OBSERVATIONS}
         rles = masks.get(image_id(row["Path"]))
-        drawn = {name: decode_rle(rles[name]).any() if rles else False for name in PATHOLOGIES}
-        assert drawn == {name: labels[name] for name in PATHOLOGIES}
+        present = {name: decode_rle(rles[name]).any() if rles else False for name in PATHOLOGIES}
+        assert present == {name: labels[name] for name in PATHOLOGIES}
         assert labels["No Finding"] == (not any(labels[name] for name in OBSERVATIONS[1:]))
         if rles:
             with Image.open(root / row["Path"]) as image:
                 assert rles["Edema"]["size"] == [image.height, image.width]
 
 
-def test_every_pathology_occurs_and_some_films_are_healthy(root: Path):
+def test_every_pathology_occurs_and_some_images_are_healthy(root: Path):
     masks = read(root, "CheXlocalize/gt_segmentations_test.json")
     for name in PATHOLOGIES:
         assert any(decode_rle(rles[name]).any() for rles in masks.values()), name
@@ -154,21 +154,21 @@ def test_enlarged_cardiomediastinum_contains_cardiomegaly(root: Path, name: str)
         assert not (heart & ~decode_rle(rles["Enlarged Cardiomediastinum"])).any()
 
 
-def test_a_second_reader_beats_the_mean_mask():
-    """On fifty films of each pathology: looking at the film must pay."""
+def test_a_second_annotator_beats_the_mean_mask():
+    """Seeing the image must give better agreement than any threshold of the mean mask."""
     size = 64
-    drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in PATHOLOGIES}
-    for film_id in image_ids(5, "test", 220):
-        film = make_phantom(5, film_id, size)
-        box = np.zeros((2, 80, 80), bool)
-        height, width = film.pixels.shape
-        for name in film.expert:
-            for reader, contours in zip(box, (film.expert, film.second), strict=True):
-                reader[:] = False
-                reader[:height, :width] = fill_polygons(contours.get(name, ()), height, width)
-            drawn[name].append((box[0].copy(), box[1].copy()))
+    pairs_of: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in PATHOLOGIES}
+    for image in image_ids(5, "test", 220):
+        phantom = make_phantom(5, image, size)
+        masks = np.zeros((2, 80, 80), bool)
+        height, width = phantom.pixels.shape
+        for name in phantom.expert:
+            for mask, contours in zip(masks, (phantom.expert, phantom.second), strict=True):
+                mask[:] = False
+                mask[:height, :width] = fill_polygons(contours.get(name, ()), height, width)
+            pairs_of[name].append((masks[0].copy(), masks[1].copy()))
     gains = {}
-    for name, pairs in drawn.items():
+    for name, pairs in pairs_of.items():
         experts, seconds = (np.stack(masks) for masks in zip(*pairs, strict=True))
         mean = experts.mean(0)
         priors = [np.mean([iou(e, mean > t) for e in experts]) for t in np.arange(0.05, 0.9, 0.05)]
@@ -179,7 +179,7 @@ def test_a_second_reader_beats_the_mean_mask():
     assert np.mean(list(gains.values())) > 0.2
 
 
-def test_films_do_not_depend_on_workers_or_on_their_number(tmp_path: Path):
+def test_images_do_not_depend_on_workers_or_on_their_number(tmp_path: Path):
     sizes = {"train": 20, "valid": 5, "test": 3}
     for name, workers, extra in (("one", 0, 0), ("two", 2, 0), ("more", 0, 2)):
         more = {split: count + extra for split, count in sizes.items()}
@@ -196,17 +196,17 @@ def test_films_do_not_depend_on_workers_or_on_their_number(tmp_path: Path):
                 assert one == (tmp_path / "more" / file).read_bytes(), file
 
 
-def test_another_seed_is_another_film():
+def test_another_seed_is_another_image():
     one, two = (make_phantom(seed, image_ids(0, "valid", 1)[0], 64).pixels for seed in (0, 1))
     assert one.shape != two.shape or (one != two).any()
 
 
-def test_two_frontals_of_a_study_show_the_same():
-    films = image_ids(0, "train", 400)
-    pairs = [(a, b) for a, b in pairwise(films) if b.view == 2 and not b.lateral]
+def test_two_frontals_of_a_study_have_the_same_findings():
+    images = image_ids(0, "train", 400)
+    pairs = [(a, b) for a, b in pairwise(images) if b.view == 2 and not b.lateral]
     assert len(pairs) > 5
     for pair in pairs:
-        one, two = (make_phantom(0, film_id, 64) for film_id in pair)
+        one, two = (make_phantom(0, image, 64) for image in pair)
         assert one.labels == two.labels
         assert {k: len(v) for k, v in one.truth.items()} == {
             k: len(v) for k, v in two.truth.items()
@@ -247,20 +247,20 @@ def test_findings_come_at_their_rates_and_together():
 def test_reports_are_nearly_true():
     rng = np.random.default_rng(0)
     wrong = {True: [], False: []}
-    unsure = 0
+    uncertain = 0
     for _ in range(3000):
         findings = sample_findings(rng, train=True)
         truth, report = true_labels(findings), reported_labels(rng, findings)
         assert report.keys() == truth.keys()
         value = report["Pleural Effusion"]
-        unsure += value == -1
+        uncertain += value == -1
         if value != -1:
             wrong[truth["Pleural Effusion"] == 1].append(
                 (value == 1) != (truth["Pleural Effusion"] == 1)
             )
     assert 0.01 < np.mean(wrong[True]) < 0.06
     assert 0.0 < np.mean(wrong[False]) < 0.03
-    assert 60 < unsure < 240
+    assert 60 < uncertain < 240
 
 
 def test_true_labels_follow_causes():
@@ -270,13 +270,13 @@ def test_true_labels_follow_causes():
     assert true_labels(frozenset())["No Finding"] == 1
 
 
-def test_readers_differ_and_the_truth_does_not_move():
+def test_annotators_vary_and_the_truth_does_not():
     rng = np.random.default_rng(0)
     square = smooth([(-0.3, -0.3), (0.3, -0.3), (0.3, 0.3), (-0.3, 0.3)], closed=True)
     finding, canvas = Finding("Edema", (square,)), sample_canvas(rng, 128)
 
-    def mask(reader):
-        contours = annotate(rng, reader, [finding], canvas)
+    def mask(annotator):
+        contours = annotate(rng, annotator, [finding], canvas)
         return fill_polygons(contours.get("Edema", ()), canvas.height, canvas.width)
 
     truth = mask(TRUTH)
@@ -289,9 +289,8 @@ def test_readers_differ_and_the_truth_does_not_move():
 
 def test_a_lung_lies_between_its_walls():
     rng = np.random.default_rng(0)
-    chest = frontal_chest(
-        rng, sample_build(rng, False), ap=False, enlarged=0.0, widened=0.0, raised=(0.0, 0.2)
-    )
+    severity = Severity(enlarged=0.0, widened=0.0, collapsed=1, raised=(0.0, 0.2), aired=0)
+    chest = frontal_chest(rng, sample_build(rng, False), severity, ap=False)
     right, left = chest.lungs
     assert (right.outline()[:, 0] < 0).all() and (left.outline()[:, 0] > 0).all()
     np.testing.assert_allclose(left.at(1.0, 1.0)[0], [left.wall, left.dome + left.angle])

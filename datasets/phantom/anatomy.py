@@ -63,6 +63,22 @@ class Chest:
 
 
 @dataclass(frozen=True)
+class Severity:
+    """Changes of the chest's shape by findings, the same on every view of a study."""
+
+    enlarged: float
+    """Increase of the cardiothoracic ratio."""
+    widened: float
+    """Increase of the mediastinum's half width."""
+    collapsed: int
+    """Side of the atelectasis, an index of `Chest.lungs`."""
+    raised: tuple[float, float]
+    """Elevation of the image's left and right diaphragm."""
+    aired: int
+    """Side of the pneumothorax."""
+
+
+@dataclass(frozen=True)
 class Build:
     """Proportions of a patient, the same on every image."""
 
@@ -87,29 +103,13 @@ def sample_build(rng: np.random.Generator, female: bool) -> Build:
     )
 
 
-def frontal_chest(
-    rng: np.random.Generator,
-    build: Build,
-    *,
-    ap: bool,
-    enlarged: float,
-    widened: float,
-    raised: tuple[float, float],
-) -> Chest:
-    """Sample a frontal chest.
-
-    Args:
-        rng: for variation between images, such as depth of inspiration.
-        build: the patient.
-        ap: anteroposterior projection, which magnifies the heart.
-        enlarged: increase of the cardiothoracic ratio.
-        widened: increase of the mediastinum's half width.
-        raised: elevation of the image's left and right diaphragm.
-    """
+def frontal_chest(rng: np.random.Generator, build: Build, severity: Severity, *, ap: bool) -> Chest:
+    """Sample a frontal chest; anteroposterior projection magnifies the heart."""
+    enlarged, widened = severity.enlarged, severity.widened
     wall = build.girth
     breath = build.length + rng.uniform(-0.05, 0.05) - 0.05 * ap
     lungs = []
-    for side, lift in zip((-1, 1), raised, strict=True):
+    for side, lift in zip((-1, 1), severity.raised, strict=True):
         lungs.append(
             Lung(
                 apex=(side * rng.uniform(0.32, 0.38), -0.76 + rng.uniform(-0.03, 0.03)),
@@ -126,46 +126,20 @@ def frontal_chest(
     top, foot = -0.17 - 0.15 * enlarged, 0.47 + breath + build.tilt
     deep = np.array([0.0, 0.3, 0.55, 0.78, 0.95, 1.0])
     y = top + (foot - top) * deep
-    heart = smooth(
-        [
-            (0.03, top - 0.02),
-            (-0.10, y[0] + 0.03),
-            (-right * 0.86, y[1]),
-            (-right, y[2]),
-            (-right * 0.86, y[3]),
-            (-right * 0.45, y[4]),
-            (0.05, y[5]),
-            (left * 0.6, y[5] - 0.01),
-            (left * 0.93, y[4] - 0.03),
-            (left, y[3] - 0.02),
-            (left * 0.88, y[2] - 0.03),
-            (left * 0.60, y[1] - 0.03),
-            (0.14, y[0] + 0.02),
-        ],
-        closed=True,
-    )
+    base = [(0.14, y[0] + 0.02), (0.03, top - 0.02), (-0.10, y[0] + 0.03)]
+    atrium = [(-right * 0.86, y[1]), (-right, y[2]), (-right * 0.86, y[3]), (-right * 0.45, y[4])]
+    apex = [(0.05, y[5]), (left * 0.6, y[5] - 0.01), (left * 0.93, y[4] - 0.03)]
+    ventricle = [(left, y[3] - 0.02), (left * 0.88, y[2] - 0.03), (left * 0.60, y[1] - 0.03)]
+    heart = smooth([*base[1:], *atrium, *apex, *ventricle, base[0]], closed=True)
     w = 0.115 + 0.012 * ap + widened
     lean = 0.3 * widened * rng.uniform(-1, 1)
-    mediastinum = smooth(
-        [
-            (-0.07 - 0.3 * widened, -0.98),
-            (-0.8 * w + lean, -0.70),
-            (-0.98 * w + lean, -0.45),
-            (-1.05 * w + lean, -0.20),
-            (-1.15 * w, 0.02),
-            (-0.9 * w, 0.25),
-            (0.9 * w, 0.25),
-            (1.25 * w, 0.02),
-            (1.20 * w + lean, -0.13),
-            (1.00 * w + lean, -0.24),
-            (build.knob * w + lean, -0.35),
-            (build.knob * w * 0.95 + lean, -0.42),
-            (0.95 * w + lean, -0.52),
-            (0.8 * w + lean, -0.70),
-            (0.07 + 0.3 * widened, -0.98),
-        ],
-        closed=True,
-    )
+    neck, knob = 0.07 + 0.3 * widened, build.knob * w
+    right_border = [(-neck, -0.98), (-0.8 * w + lean, -0.70), (-0.98 * w + lean, -0.45)]
+    right_border += [(-1.05 * w + lean, -0.20), (-1.15 * w, 0.02), (-0.9 * w, 0.25)]
+    left_border = [(0.9 * w, 0.25), (1.25 * w, 0.02), (1.20 * w + lean, -0.13)]
+    left_border += [(1.00 * w + lean, -0.24), (knob + lean, -0.35), (knob * 0.95 + lean, -0.42)]
+    left_border += [(0.95 * w + lean, -0.52), (0.8 * w + lean, -0.70), (neck, -0.98)]
+    mediastinum = smooth(right_border + left_border, closed=True)
     shift = rng.normal() * 0.012
     trachea = smooth([(0, -1.1), (shift, -0.75), (0.012 + shift, -0.45), (-0.012, -0.27)])
     return Chest(
@@ -185,19 +159,10 @@ def frontal_chest(
 def _torso(rng: np.random.Generator, wall: float, ap: bool) -> Points:
     flesh = wall + rng.uniform(0.07, 0.22)
     shoulder = -0.72 + rng.uniform(-0.06, 0.06) - 0.08 * ap
-    half = [
-        (0.21, -1.5),
-        (0.22, -1.02),
-        (0.45, shoulder - 0.12),
-        (0.80, shoulder),
-        (1.02 + 0.1 * ap, shoulder + 0.16),
-        (1.10 + 0.2 * ap, shoulder + 0.45),
-        (flesh + 0.02, shoulder + 0.62),
-        (flesh, -0.02),
-        (flesh - 0.01, 0.4),
-        (flesh, 0.8),
-        (flesh + 0.03, 1.6),
-    ]
+    half = [(0.21, -1.5), (0.22, -1.02), (0.45, shoulder - 0.12), (0.80, shoulder)]
+    half += [(1.02 + 0.1 * ap, shoulder + 0.16), (1.10 + 0.2 * ap, shoulder + 0.45)]
+    half += [(flesh + 0.02, shoulder + 0.62), (flesh, -0.02), (flesh - 0.01, 0.4)]
+    half += [(flesh, 0.8), (flesh + 0.03, 1.6)]
     return smooth(half + [(-x, y) for x, y in reversed(half)], closed=True)
 
 
@@ -207,69 +172,30 @@ def _arms(rng: np.random.Generator) -> tuple[Points, ...]:
     return tuple(ribbon(line * [[side, 1]], np.array([0.34, 0.26, 0.22])) for side in (-1, 1))
 
 
-def lateral_chest(
-    rng: np.random.Generator,
-    build: Build,
-    *,
-    enlarged: float,
-    widened: float,
-    raised: tuple[float, float],
-) -> Chest:
-    """Sample a lateral chest facing the viewer's left, its two lungs superimposed as one.
-
-    Args:
-        rng: for variation between images.
-        build: the patient.
-        enlarged: increase of the cardiothoracic ratio.
-        widened: increase of the mediastinum's half width.
-        raised: elevation of each diaphragm.
-    """
+def lateral_chest(rng: np.random.Generator, build: Build, severity: Severity) -> Chest:
+    """Sample a lateral chest facing the viewer's left, its two lungs superimposed as one."""
     front, back = -0.60 - 0.3 * (build.girth - 0.78), 0.55 + 0.3 * (build.girth - 0.78)
     lung = Lung(
         apex=(0.10, -0.80),
         hilum=front,
         wall=back,
-        dome=0.28 + build.length - 0.5 * max(raised),
+        dome=0.28 + build.length - 0.5 * max(severity.raised),
         angle=rng.uniform(0.30, 0.36),
     )
-    size = 0.27 + 0.5 * (build.ratio - 0.44) + 0.75 * enlarged
+    size = 0.27 + 0.5 * (build.ratio - 0.44) + 0.75 * severity.enlarged
     x, y = front + 0.10 + size * 0.9, 0.26 + build.length - size * 0.75
     angles = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     egg = size * (1 + 0.12 * np.cos(angles - 0.8))
     heart = np.stack([x + egg * np.cos(angles), y + 0.95 * egg * np.sin(angles)], 1)
-    w = 0.11 + widened
-    mediastinum = smooth(
-        [
-            (0.02 - w, -0.95),
-            (-0.04 - w, -0.6),
-            (-0.10 - w, -0.3),
-            (-0.10 - w, 0.0),
-            (0.10, 0.05),
-            (0.07 + w, -0.25),
-            (0.08 + w, -0.5),
-            (0.05 + w, -0.95),
-        ],
-        closed=True,
-    )
-    f, b = front - 0.16, back + 0.30
-    body = smooth(
-        [
-            (-0.18, -1.5),
-            (-0.20, -1.0),
-            (f - 0.02, -0.72),
-            (f - 0.1 * build.female, -0.2),
-            (f - 0.02 - 0.08 * build.female, 0.2),
-            (f, 0.8),
-            (f, 1.6),
-            (b, 1.6),
-            (b - 0.05, 0.7),
-            (b + 0.02, 0.1),
-            (b + 0.05, -0.5),
-            (0.42, -0.95),
-            (0.3, -1.5),
-        ],
-        closed=True,
-    )
+    w = 0.11 + severity.widened
+    anterior = [(0.02 - w, -0.95), (-0.04 - w, -0.6), (-0.10 - w, -0.3), (-0.10 - w, 0.0)]
+    posterior = [(0.10, 0.05), (0.07 + w, -0.25), (0.08 + w, -0.5), (0.05 + w, -0.95)]
+    mediastinum = smooth(anterior + posterior, closed=True)
+    f, b, breast = front - 0.16, back + 0.30, build.female
+    chest_wall = [(-0.18, -1.5), (-0.20, -1.0), (f - 0.02, -0.72), (f - 0.1 * breast, -0.2)]
+    chest_wall += [(f - 0.02 - 0.08 * breast, 0.2), (f, 0.8), (f, 1.6)]
+    spine = [(b, 1.6), (b - 0.05, 0.7), (b + 0.02, 0.1), (b + 0.05, -0.5), (0.42, -0.95)]
+    body = smooth([*chest_wall, *spine, (0.3, -1.5)], closed=True)
     trachea = smooth([(-0.02, -1.1), (0.03, -0.7), (0.08, -0.3)])
     return Chest(
         lateral=True,

@@ -1,4 +1,4 @@
-"""Annotators: polygons around findings, with variation between readers."""
+"""Annotators: polygons around findings, with variation between annotators."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ Contours = dict[str, list[list[list[float]]]]
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A reader's precision and sensitivity."""
+class Annotator:
+    """An annotator's precision and sensitivity."""
 
     tremor: float
     """Displacement of outlines relative to the square root of the area."""
@@ -23,21 +23,21 @@ class Reader:
     """Fraction of findings not annotated."""
 
 
-TRUTH = Reader(tremor=0.0, misses=0.0)
-EXPERT = Reader(tremor=0.03, misses=0.0)
-SECOND = Reader(tremor=0.055, misses=0.05)
+TRUTH = Annotator(tremor=0.0, misses=0.0)
+EXPERT = Annotator(tremor=0.03, misses=0.0)
+SECOND = Annotator(tremor=0.055, misses=0.05)
 
 
 def annotate(
-    rng: np.random.Generator, reader: Reader, findings: Sequence[Finding], canvas: Canvas
+    rng: np.random.Generator, annotator: Annotator, findings: Sequence[Finding], canvas: Canvas
 ) -> Contours:
-    """Outline findings as a reader would: contours of [x, y] pixels by pathology."""
+    """Outline findings as an annotator would: contours of [x, y] pixels by pathology."""
     own: dict[str, list[list[list[float]]]] = {}
     for finding in findings:
         if finding.observation not in PATHOLOGIES or not finding.regions:
             continue
-        missed = rng.random() < reader.misses
-        outlines = [_outline(rng, reader.tremor, region) for region in finding.regions]
+        missed = rng.random() < annotator.misses
+        outlines = [_outline(rng, annotator.tremor, region) for region in finding.regions]
         if not missed:
             pixels = [clip(canvas.pixels(o), canvas.width, canvas.height) for o in outlines]
             own[finding.observation] = [np.round(p, 2).tolist() for p in pixels if len(p)]

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.phantom.anatomy import Build, Chest, Lung, frontal_chest, lateral_chest
+from datasets.phantom.anatomy import Chest, Lung, Severity
 from datasets.phantom.drawing import Points, blob, ribbon, smooth
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The regions that readers outline, and their appearance."""
+    """The regions that annotators outline, and their appearance."""
 
     observation: str
     regions: tuple[Points, ...] = ()
@@ -24,19 +24,6 @@ class Finding:
     """Fine outlines, each with the density it adds."""
     bloodless: bool = False
     """Whether the regions have no vessels."""
-
-
-@dataclass(frozen=True)
-class Severity:
-    """Changes of the chest's shape, the same on every view of a study."""
-
-    enlarged: float
-    widened: float
-    collapsed: int
-    """Side of the atelectasis, an index of `Chest.lungs`."""
-    raised: tuple[float, float]
-    aired: int
-    """Side of the pneumothorax."""
 
 
 def sample_severity(rng: np.random.Generator, findings: frozenset[str]) -> Severity:
@@ -53,16 +40,6 @@ def sample_severity(rng: np.random.Generator, findings: frozenset[str]) -> Sever
         raised=raised if "Atelectasis" in findings else (0.0, 0.0),
         aired=aired,
     )
-
-
-def sample_chest(
-    rng: np.random.Generator, build: Build, severity: Severity, *, lateral: bool, ap: bool
-) -> Chest:
-    """Sample a patient's chest on one view, its shape changed by the findings."""
-    enlarged, widened, raised = severity.enlarged, severity.widened, severity.raised
-    if lateral:
-        return lateral_chest(rng, build, enlarged=enlarged, widened=widened, raised=raised)
-    return frontal_chest(rng, build, ap=ap, enlarged=enlarged, widened=widened, raised=raised)
 
 
 def edema(rng: np.random.Generator, chest: Chest) -> Finding:
@@ -203,57 +180,43 @@ def thickening(rng: np.random.Generator, lung: Lung) -> Finding:
     return Finding("Pleural Other", (band,), 0.4, 0.008)
 
 
-Strokes = list[tuple[Points, float]]
-
 PEN = 0.075
-"""Width of readers' outlines of thin devices."""
+"""Width of annotators' outlines of thin devices."""
 
 
-def sample_devices(
-    rng: np.random.Generator, chest: Chest, *, drained: int | None
-) -> tuple[list[Points], Strokes]:
-    """Sample support devices: the regions that readers outline, and the devices as thin curves.
-
-    Args:
-        rng: chooses the devices.
-        chest: the chest that contains them.
-        drained: the index of the lung with a chest tube.
-    """
-    regions: list[Points] = []
-    strokes: Strokes = []
-    kinds = [_tube, _line, _feeding, _pacemaker, _wires]
-    chances = np.array([0.25, 0.35, 0.2, 0.25, 0.18])
-    chosen = rng.random(5) < chances
+def support_devices(rng: np.random.Generator, chest: Chest, drained: int | None) -> Finding:
+    """Sample support devices; `drained` is the index of the lung with a chest tube."""
+    kinds = (_endotracheal_tube, _central_line, _feeding_tube, _pacemaker, _sternal_wires)
+    chosen = rng.random(5) < [0.25, 0.35, 0.2, 0.25, 0.18]
     if drained is None and not chosen.any():
         chosen[int(rng.integers(5))] = True
     if chest.lateral:
-        chosen &= [True, True, True, True, False]
+        chosen[4] = False
         if drained is None and not chosen.any():
             chosen[1] = True
-    for add, is_chosen in zip(kinds, chosen, strict=True):
-        if is_chosen:
-            add(rng, chest, regions, strokes)
+    devices = [kind(rng, chest) for kind, is_chosen in zip(kinds, chosen, strict=True) if is_chosen]
     if drained is not None:
-        _drain(rng, chest, drained, regions, strokes)
-    return regions, strokes
+        devices.append(_chest_tube(rng, chest.lungs[drained]))
+    regions = [region for device in devices for region in device.regions]
+    return _devices(regions, [stroke for device in devices for stroke in device.strokes])
 
 
-def _thread(
-    line: Points, pen: float, density: float, regions: list[Points], strokes: Strokes
-) -> None:
-    regions.append(ribbon(line, PEN))
-    strokes.append((ribbon(line, pen), density))
+def _devices(regions: list[Points], strokes: list[tuple[Points, float]]) -> Finding:
+    return Finding("Support Devices", tuple(regions), strokes=tuple(strokes))
 
 
-def _tube(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes: Strokes) -> None:
+def _thin(line: Points, pen: float, density: float) -> Finding:
+    return _devices([ribbon(line, PEN)], [(ribbon(line, pen), density)])
+
+
+def _endotracheal_tube(rng: np.random.Generator, chest: Chest) -> Finding:
     end = int(len(chest.trachea) * rng.uniform(0.7, 0.95))
     line = chest.trachea[: max(end, 6)]
-    regions.append(ribbon(line, PEN))
-    for side in (-0.016, 0.016):
-        strokes.append((ribbon(line + np.array([[side, 0.0]]), 0.015), 0.42))
+    walls = [line + np.array([[side, 0.0]]) for side in (-0.016, 0.016)]
+    return _devices([ribbon(line, PEN)], [(ribbon(wall, 0.015), 0.42) for wall in walls])
 
 
-def _line(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes: Strokes) -> None:
+def _central_line(rng: np.random.Generator, chest: Chest) -> Finding:
     side = -1.0 if rng.random() < 0.65 else 1.0
     vein = (-0.09 if not chest.lateral else 0.02) + rng.uniform(-0.015, 0.015)
     tip = rng.uniform(-0.25, 0.08)
@@ -266,47 +229,38 @@ def _line(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes
         knots = [(side * 1.0, -0.1), (side * 0.86, -0.42), (side * 0.55, -0.6)]
         knots += [(side * 0.2, -0.6), (vein, -0.48)]
     line = smooth([*knots, (vein, -0.35), (vein + 0.01, tip)])
-    _thread(line, 0.026, 0.46, regions, strokes)
+    return _thin(line, 0.026, 0.46)
 
 
-def _feeding(
-    rng: np.random.Generator, chest: Chest, regions: list[Points], strokes: Strokes
-) -> None:
+def _feeding_tube(rng: np.random.Generator, chest: Chest) -> Finding:
     x, y = chest.stomach
     start = 0.12 if chest.lateral else 0.0
     knots = [(start, -1.1), (start + rng.normal() * 0.02, -0.6), (start + 0.03, -0.1)]
     line = smooth([*knots, (start + 0.05, y - 0.2), (x * 0.6, y), (x, y + 0.05)])
-    _thread(line, 0.028, 0.44, regions, strokes)
+    return _thin(line, 0.028, 0.44)
 
 
-def _pacemaker(
-    rng: np.random.Generator, chest: Chest, regions: list[Points], strokes: Strokes
-) -> None:
+def _pacemaker(rng: np.random.Generator, chest: Chest) -> Finding:
     side = 1.0 if rng.random() < 0.75 else -1.0
     x, y = side * rng.uniform(0.5, 0.64), rng.uniform(-0.52, -0.38)
     if chest.lateral:
         x, y = -0.55, -0.5
     angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    round_, turn = 0.5, rng.uniform(-0.4, 0.4)
-    box = np.stack(
-        [
-            0.125 * np.sign(np.cos(angles)) * np.abs(np.cos(angles)) ** round_,
-            0.10 * np.sign(np.sin(angles)) * np.abs(np.sin(angles)) ** round_,
-        ],
-        1,
-    )
+    turn = rng.uniform(-0.4, 0.4)
+    x_wave, y_wave = np.cos(angles), np.sin(angles)
+    sides = 0.125 * np.sign(x_wave) * np.abs(x_wave) ** 0.5
+    box = np.stack([sides, 0.10 * np.sign(y_wave) * np.abs(y_wave) ** 0.5], 1)
     box = box @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     box += [[x, y]]
-    regions.append(box)
-    strokes.append((box, 0.75))
     tip = chest.heart[int(len(chest.heart) * 0.62)] * 0.85
     vein = 0.05 if chest.lateral else -0.09
     knots = [(x, y - 0.05), (x * 0.7, -0.64), (side * 0.1, -0.6), (vein, -0.4)]
     line = smooth([*knots, (vein, 0.0), (0.0, tip[1] - 0.05), tuple(tip)])
-    _thread(line, 0.024, 0.55, regions, strokes)
+    return _devices([box, ribbon(line, PEN)], [(box, 0.75), (ribbon(line, 0.024), 0.55)])
 
 
-def _wires(rng: np.random.Generator, chest: Chest, regions: list[Points], strokes: Strokes) -> None:
+def _sternal_wires(rng: np.random.Generator, chest: Chest) -> Finding:
+    regions, strokes = [], []
     angles = np.linspace(0, 2 * np.pi, 17)
     for y in np.linspace(-0.5, 0.22, int(rng.integers(4, 7))):
         radii = np.array([[rng.uniform(0.03, 0.045), rng.uniform(0.022, 0.032)]])
@@ -314,17 +268,15 @@ def _wires(rng: np.random.Generator, chest: Chest, regions: list[Points], stroke
         ring = np.stack([np.cos(angles), np.sin(angles)], 1) * radii
         strokes.append((ribbon(ring + centre, 0.018), 0.6))
         regions.append(ring * 1.4 + centre)
+    return _devices(regions, strokes)
 
 
-def _drain(
-    rng: np.random.Generator, chest: Chest, drained: int, regions: list[Points], strokes: Strokes
-) -> None:
-    lung = chest.lungs[drained]
+def _chest_tube(rng: np.random.Generator, lung: Lung) -> Finding:
     foot = lung.at(1.0, rng.uniform(0.65, 0.85))[0]
     top = lung.at(rng.uniform(0.4, 0.75), rng.uniform(0.1, 0.3))[0]
     outside = foot + np.array([0.3 * np.sign(lung.wall - lung.hilum), 0.12])
     bend = lung.at(0.8, 0.5)[0]
-    _thread(smooth([outside, foot, bend, top]), 0.034, 0.42, regions, strokes)
+    return _thin(smooth([outside, foot, bend, top]), 0.034, 0.42)
 
 
 def place_findings(
@@ -358,6 +310,5 @@ def place_findings(
     if "Support Devices" in findings:
         drained = findings & {"Pneumothorax"} and rng.random() < 0.7
         side = severity.aired % len(chest.lungs) if drained else None
-        regions, strokes = sample_devices(rng, chest, drained=side)
-        placed.append(Finding("Support Devices", tuple(regions), strokes=tuple(strokes)))
+        placed.append(support_devices(rng, chest, side))
     return placed

@@ -6,7 +6,7 @@ blanks, uncertainty and errors; valid and test labels are true.
 """
 
 from statistics import NormalDist
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -36,65 +36,41 @@ CAUSES: Final = {
 }
 """Observations implied by any of several others."""
 
-# Rates before implied observations are added, in train and in valid and test. Rare findings are more
-# frequent than in CheXpert, so that they can be learned from two thousand images.
-_RATES: Final = {
-    "Enlarged Cardiomediastinum": (0.12, 0.28),
-    "Cardiomegaly": (0.18, 0.27),
-    "Lung Lesion": (0.10, 0.07),
-    "Airspace Opacity": (0.16, 0.16),
-    "Edema": (0.22, 0.19),
-    "Consolidation": (0.13, 0.12),
-    "Pneumonia": (0.05, 0.04),
-    "Atelectasis": (0.22, 0.28),
-    "Pneumothorax": (0.14, 0.09),
-    "Pleural Effusion": (0.36, 0.29),
-    "Pleural Other": (0.04, 0.03),
-    "Fracture": (0.06, 0.04),
-    "Support Devices": (0.48, 0.43),
-}
 
-# Loadings on the latent factors: illness, fluid, collapse, air.
-_LOADINGS: Final = {
-    "Enlarged Cardiomediastinum": (0.45, 0.3, 0.0, 0.0),
-    "Cardiomegaly": (0.35, 0.6, 0.0, 0.0),
-    "Lung Lesion": (0.15, 0.0, 0.0, 0.0),
-    "Airspace Opacity": (0.5, 0.0, 0.2, 0.0),
-    "Edema": (0.45, 0.65, 0.0, 0.0),
-    "Consolidation": (0.5, 0.0, 0.2, 0.0),
-    "Pneumonia": (0.4, 0.0, 0.0, 0.0),
-    "Atelectasis": (0.45, 0.0, 0.6, 0.0),
-    "Pneumothorax": (0.35, 0.0, 0.0, 0.75),
-    "Pleural Effusion": (0.5, 0.4, 0.5, 0.0),
-    "Pleural Other": (0.2, 0.0, 0.0, 0.0),
-    "Fracture": (0.2, 0.0, 0.0, 0.4),
-    "Support Devices": (0.7, 0.0, 0.0, 0.4),
-}
+class Prior(NamedTuple):
+    """The frequency of an observation, and how reports mention it."""
 
-# Fractions of positive and of negative train labels that are uncertain.
-_UNCERTAIN: Final = {
-    "Enlarged Cardiomediastinum": (0.12, 0.03),
-    "Cardiomegaly": (0.10, 0.02),
-    "Airspace Opacity": (0.03, 0.01),
-    "Lung Lesion": (0.04, 0.01),
-    "Edema": (0.12, 0.03),
-    "Consolidation": (0.30, 0.08),
-    "Pneumonia": (0.35, 0.06),
-    "Atelectasis": (0.30, 0.08),
-    "Pneumothorax": (0.03, 0.01),
-    "Pleural Effusion": (0.07, 0.03),
-}
+    train: float
+    """Rate in train, before implied observations are added."""
+    evaluation: float
+    """Rate in valid and test."""
+    loadings: tuple[float, float, float, float]
+    """Loadings on the latent factors: illness, fluid, collapse, air."""
+    uncertain: tuple[float, float] = (0.01, 0.005)
+    """Fractions of positive and of negative train labels that are uncertain."""
+    denied: float = 0.01
+    """Fraction of negative train labels that are explicit; the others are blank."""
 
-# Fraction of negative train labels that are explicit; the others are blank.
-_DENIED: Final = {
-    "Enlarged Cardiomediastinum": 0.10,
-    "Cardiomegaly": 0.06,
-    "Edema": 0.12,
-    "Consolidation": 0.15,
-    "Pneumonia": 0.02,
-    "Pneumothorax": 0.28,
-    "Pleural Effusion": 0.25,
-    "Support Devices": 0.04,
+
+# Rare findings are more frequent than in CheXpert, so that they can be learned from 2,000 images.
+_PRIORS: Final = {
+    "Enlarged Cardiomediastinum": Prior(
+        0.12, 0.28, (0.45, 0.3, 0.0, 0.0), uncertain=(0.12, 0.03), denied=0.10
+    ),
+    "Cardiomegaly": Prior(0.18, 0.27, (0.35, 0.6, 0.0, 0.0), uncertain=(0.1, 0.02), denied=0.06),
+    "Lung Lesion": Prior(0.10, 0.07, (0.15, 0.0, 0.0, 0.0), uncertain=(0.04, 0.01)),
+    "Airspace Opacity": Prior(0.16, 0.16, (0.5, 0.0, 0.2, 0.0), uncertain=(0.03, 0.01)),
+    "Edema": Prior(0.22, 0.19, (0.45, 0.65, 0.0, 0.0), uncertain=(0.12, 0.03), denied=0.12),
+    "Consolidation": Prior(0.13, 0.12, (0.5, 0.0, 0.2, 0.0), uncertain=(0.3, 0.08), denied=0.15),
+    "Pneumonia": Prior(0.05, 0.04, (0.4, 0.0, 0.0, 0.0), uncertain=(0.35, 0.06), denied=0.02),
+    "Atelectasis": Prior(0.22, 0.28, (0.45, 0.0, 0.6, 0.0), uncertain=(0.3, 0.08)),
+    "Pneumothorax": Prior(0.14, 0.09, (0.35, 0.0, 0.0, 0.75), uncertain=(0.03, 0.01), denied=0.28),
+    "Pleural Effusion": Prior(
+        0.36, 0.29, (0.5, 0.4, 0.5, 0.0), uncertain=(0.07, 0.03), denied=0.25
+    ),
+    "Pleural Other": Prior(0.04, 0.03, (0.2, 0.0, 0.0, 0.0)),
+    "Fracture": Prior(0.06, 0.04, (0.2, 0.0, 0.0, 0.4)),
+    "Support Devices": Prior(0.48, 0.43, (0.7, 0.0, 0.0, 0.4), denied=0.04),
 }
 
 FALSE_NEGATIVES, FALSE_POSITIVES, UNMENTIONED_IMPLICATIONS = 0.03, 0.01, 0.15
@@ -104,11 +80,11 @@ def sample_findings(rng: np.random.Generator, *, train: bool) -> frozenset[str]:
     """Sample the findings of a study, without the observations that `CAUSES` implies."""
     factors = rng.standard_normal(4)
     findings = set()
-    for name, rates in _RATES.items():
-        loadings = np.asarray(_LOADINGS[name])
+    for name, prior in _PRIORS.items():
+        loadings = np.asarray(prior.loadings)
         own = np.sqrt(1 - loadings @ loadings)
         score = loadings @ factors + own * rng.standard_normal()
-        if score < NormalDist().inv_cdf(rates[0 if train else 1]):
+        if score < NormalDist().inv_cdf(prior.train if train else prior.evaluation):
             findings.add(name)
     return frozenset(findings)
 
@@ -138,13 +114,13 @@ def reported_labels(rng: np.random.Generator, findings: frozenset[str]) -> dict[
             positive = False
         if error < (FALSE_NEGATIVES if positive else FALSE_POSITIVES):
             positive = not positive
-        uncertain = _UNCERTAIN.get(name, (0.01, 0.005))[0 if positive else 1]
-        if chance < uncertain:
+        prior = _PRIORS[name]
+        if chance < prior.uncertain[0 if positive else 1]:
             labels[name] = -1.0
         elif positive:
             labels[name] = 1.0
         else:
-            labels[name] = 0.0 if chance > 1 - _DENIED.get(name, 0.01) else None
+            labels[name] = 0.0 if chance > 1 - prior.denied else None
     others = [value for name, value in labels.items() if name != "Support Devices"]
     normal = all(value != 1 and value != -1 for value in others)
     normal &= findings <= {"Support Devices"} and labels["Support Devices"] != 1

@@ -6,10 +6,10 @@ from itertools import chain
 import numpy as np
 from jaxtyping import UInt8
 
-from datasets.phantom.anatomy import sample_build
+from datasets.phantom.anatomy import frontal_chest, lateral_chest, sample_build
 from datasets.phantom.annotators import EXPERT, SECOND, TRUTH, Contours, annotate
 from datasets.phantom.drawing import sample_canvas
-from datasets.phantom.findings import place_findings, sample_chest, sample_severity
+from datasets.phantom.findings import place_findings, sample_severity
 from datasets.phantom.labels import reported_labels, sample_findings, true_labels
 from datasets.phantom.render import render
 
@@ -91,7 +91,7 @@ def make_phantom(seed: int, image: ImageId, short_side: int) -> Phantom:
     by_study = np.random.default_rng([*key, image.study, 2])
     by_image = np.random.default_rng([*key, image.study, image.view, 3])
     by_location = np.random.default_rng([*key, image.study, 5])  # the same on two frontals
-    by_reader = np.random.default_rng([*key, image.study, image.view, 4])
+    by_annotator = np.random.default_rng([*key, image.study, image.view, 4])
 
     female = bool(by_patient.random() < 0.42)
     build = sample_build(by_patient, female)
@@ -102,7 +102,10 @@ def make_phantom(seed: int, image: ImageId, short_side: int) -> Phantom:
     is_train = image.split == "train"
     labels = reported_labels(by_study, findings) if is_train else true_labels(findings)
 
-    chest = sample_chest(by_image, build, severity, lateral=image.lateral, ap=ap)
+    if image.lateral:
+        chest = lateral_chest(by_image, build, severity)
+    else:
+        chest = frontal_chest(by_image, build, severity, ap=ap)
     placed = place_findings(by_location, chest, severity, findings)
     canvas = sample_canvas(by_image, short_side)
     pixels = render(by_image, chest, placed, canvas)
@@ -113,7 +116,7 @@ def make_phantom(seed: int, image: ImageId, short_side: int) -> Phantom:
         age=age,
         projection="" if image.lateral else "AP" if ap else "PA",
         labels=labels,
-        truth=annotate(by_reader, TRUTH, placed, canvas),
-        expert=annotate(by_reader, EXPERT, placed, canvas),
-        second=annotate(by_reader, SECOND, placed, canvas),
+        truth=annotate(by_annotator, TRUTH, placed, canvas),
+        expert=annotate(by_annotator, EXPERT, placed, canvas),
+        second=annotate(by_annotator, SECOND, placed, canvas),
     )
