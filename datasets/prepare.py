@@ -20,11 +20,11 @@ RAW_PHANTOM: Final = "raw-phantom"
 PHANTOM: Final = "phantom.json"
 """The arguments of `prepare_phantoms`; written last, as a sign of completion."""
 
-HELD: Final = ".held"
-"""The file by which a folder is held."""
+LOCK: Final = ".lock"
+"""The file that a preparation keeps locked in its staging folder while it runs."""
 
-MOMENT: Final = 60.0
-"""Seconds in which a folder that was made is surely held."""
+GRACE: Final = 60.0
+"""Age in seconds below which a staging folder may not be locked yet."""
 
 
 def prepare(
@@ -49,7 +49,7 @@ def prepare(
     if not raw.is_dir() or not any(raw.iterdir()):
         raise DataError(f"{raw}: no such folder, or empty; give --raw the folder of the download")
     options = {"resize_masks": resize_masks} if name == "chexlocalize" else {}
-    with _aside(data_dir) as folder:
+    with _staging_folder(data_dir) as folder:
         builder: Any = BUILDERS[name](data_dir=folder, workers=workers, **options)
         builder.download_and_prepare(
             download_dir=folder / "downloads",
@@ -74,20 +74,16 @@ def prepare_phantoms(
     short_side: int,
     workers: int = 0,
 ) -> None:
-    """Write phantoms and prepare both data sets from them, unless that was done.
+    """Write phantoms and prepare both data sets from them, replacing those of other arguments.
 
-    Phantoms of other arguments are replaced.
+    Does nothing if `data_dir` holds the phantoms of these arguments.
 
     Raises:
-        DataError: `data_dir` contains anything else.
+        DataError: `data_dir` contains anything but phantoms.
     """
-    options: dict[str, Any] = {
-        "seed": seed,
-        "train": train,
-        "valid": valid,
-        "test": test,
-        "short_side": short_side,
-    }
+    options: dict[str, Any] = dict(
+        seed=seed, train=train, valid=valid, test=test, short_side=short_side
+    )
     arguments = options | {name: str(builder.VERSION) for name, builder in BUILDERS.items()}
     if _read_arguments(data_dir) == arguments:
         return
@@ -95,14 +91,14 @@ def prepare_phantoms(
         raise DataError(
             f"{data_dir}: holds other things than phantoms; choose another --data-dir for them"
         )
-    with _aside(data_dir.parent) as folder:
+    with _staging_folder(data_dir.parent) as folder:
         ready = folder / "ready"
         raw = ready / RAW_PHANTOM
         write_phantoms(raw, **options, workers=workers)
         for name in BUILDERS:
             prepare(name, raw, ready, workers=workers)
         (ready / PHANTOM).write_text(json.dumps(arguments, indent=2) + "\n")
-        if _read_arguments(data_dir) == arguments:  # another process was faster
+        if _read_arguments(data_dir) == arguments:  # another process has finished first
             return
         if data_dir.exists():
             data_dir.rename(folder / "old")
@@ -115,28 +111,28 @@ def _read_arguments(data_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _sweep(data_dir: Path) -> None:
-    """Deletes what a killed preparation left: a living one holds its folder from the first moment."""
+def _delete_abandoned(data_dir: Path) -> None:
+    """Delete staging folders of killed preparations; a running one keeps its folder locked."""
     for folder in data_dir.glob(".preparing-*"):
-        with suppress(FileNotFoundError):  # somebody else swept it
-            if time.time() - folder.stat().st_mtime < MOMENT:
+        with suppress(FileNotFoundError):  # another process has deleted it
+            if time.time() - folder.stat().st_mtime < GRACE:
                 continue
-            with suppress(Timeout), FileLock(folder / HELD, timeout=0):
+            with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _aside(data_dir: Path) -> Iterator[Path]:
-    """Gives a folder on the same disk as `data_dir`, gone afterwards, as are folders made for it."""
+def _staging_folder(data_dir: Path) -> Iterator[Path]:
+    """Create a folder on the disk of `data_dir`, deleted afterwards with parents that stay empty."""
     new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     data_dir.mkdir(parents=True, exist_ok=True)
-    _sweep(data_dir)
+    _delete_abandoned(data_dir)
     folder = Path(tempfile.mkdtemp(prefix=".preparing-", dir=data_dir))
     try:
-        with FileLock(folder / HELD, timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for made in new:
-            with suppress(OSError):  # what was made for a success stays
-                made.rmdir()
+        for parent in new:
+            with suppress(OSError):  # not empty after a success
+                parent.rmdir()

@@ -84,7 +84,7 @@ def test_masks_lie_on_their_images_at_native_size(tmp_path, raw):
     assert annotated["labels"].tolist() == [1 if i == 5 else -2 for i in range(14)]
 
 
-def test_images_may_lie_beside_the_folder_of_the_masks(tmp_path):
+def test_images_may_be_beside_the_folder_of_the_masks(tmp_path):
     write_chexpert(tmp_path / "raw", "CheXpert-v1.0", ("valid", "test"))
     masks = write_annotations(tmp_path / "raw")
     for i, given_raw in enumerate((tmp_path / "raw", masks)):
@@ -94,7 +94,7 @@ def test_images_may_lie_beside_the_folder_of_the_masks(tmp_path):
         assert {example["sex"] for example in found.values()} == {"Female"}
 
 
-def test_its_own_images_come_before_those_of_chexpert(tmp_path, raw):
+def test_chexlocalizes_images_take_precedence_over_chexperts(tmp_path, raw):
     root = write_chexpert(raw, splits=("valid", "test"))
     for image_path in root.rglob("*.jpg"):
         write_image(image_path, size=(12, 16))
@@ -102,7 +102,7 @@ def test_its_own_images_come_before_those_of_chexpert(tmp_path, raw):
     assert {e["image"].shape for e in examples(tmp_path / "data").values()} == {(HEIGHT, WIDTH, 1)}
 
 
-def test_polygons_serve_where_run_lengths_are_missing(tmp_path, raw):
+def test_polygons_replace_missing_run_lengths(tmp_path, raw):
     square = [[[12.0, 10.0], [22.0, 10.0], [22.0, 18.0], [12.0, 18.0]]]
     annotated = {"img_size": [HEIGHT, WIDTH], "Cardiomegaly": square}
     content = json.loads((raw / VAL).read_text())
@@ -128,7 +128,7 @@ def test_hidden_masks_of_training_images_have_a_split_of_their_own(tmp_path, raw
     assert_masks(example["masks"], **{"Airspace Opacity": HEART})
 
 
-def test_masks_are_fitted_to_smaller_images_on_demand_only(tmp_path, raw):
+def test_masks_are_resized_to_smaller_images_on_request_only(tmp_path, raw):
     for image_path in raw.rglob("*.jpg"):
         write_image(image_path, size=(HEIGHT // 2, WIDTH // 2))
     annotated = {"Cardiomegaly": encode_rle(rectangle(10, 12, 17, 21))}
@@ -210,7 +210,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named_and_leaves_nothing_behind(tmp_path, raw, fault):
+def test_an_invalid_input_is_named_and_leaves_nothing(tmp_path, raw, fault):
     spoil, fragments = FAULTS[fault]
     spoil(raw)
     (tmp_path / "kept").mkdir()
@@ -222,7 +222,7 @@ def test_a_fault_is_named_and_leaves_nothing_behind(tmp_path, raw, fault):
     assert below(tmp_path / "kept") == []
 
 
-def test_what_is_drawn_is_known_without_the_pixels():
+def test_presence_bits_need_no_pixels():
     annotation = {"Edema": encode_rle(HEART), "Lung Lesion": encode_rle(EMPTY)}
     assert presence_bits(annotation) == 1 << PATHOLOGIES.index("Edema")
     polygons = {"img_size": [4, 4], "Edema": [[[0, 0], [1, 1]]], "Cardiomegaly": []}
@@ -240,7 +240,7 @@ JSON = st.recursive(
     st.dictionaries(st.sampled_from(["Edema", "Cardiomegaly", "?"]), JSON, min_size=1),
     st.booleans(),
 )
-def test_any_json_is_an_annotation_or_a_fault(annotation, polygons):
+def test_any_json_is_an_annotation_or_a_mask_error(annotation, polygons):
     if polygons:
         annotation = {"img_size": [4, 5], **annotation}
     try:
@@ -256,9 +256,9 @@ def test_a_contour_far_outside_the_image_is_refused():
         rasterise(far)
 
 
-def test_too_few_eligible_images_are_said(tmp_path, raw, capsys):
+def test_too_few_eligible_images_are_reported(tmp_path, raw, capsys):
     content = json.loads((raw / VAL).read_text())
-    for name in content:  # all of one patient, which is more than is wanted
+    for name in content:  # all of one patient, who exceeds the target
         content[name] = {"Edema": HEART_RLE}
     lines = (raw / "CheXpert/val_labels.csv").read_text()
     for n in range(64542, 64545):

@@ -63,8 +63,8 @@ def test_reads_the_images_of_chexlocalize(tmp_path, inside):
     ids = prepared_ids(folder if inside else folder.parent, tmp_path / "data")
     assert ids == wanted("valid", "test")
     example = open_source(tmp_path / "data", "chexpert", "valid")[4]
-    shown = {name: example[name] for name in ("view", "sex", "age", "projection")}
-    assert shown == {"view": "lateral", "sex": "Unknown", "age": -1, "projection": "unknown"}
+    metadata = {name: example[name] for name in ("view", "sex", "age", "projection")}
+    assert metadata == {"view": "lateral", "sex": "Unknown", "age": -1, "projection": "unknown"}
 
 
 def test_takes_the_test_split_from_chexlocalize_when_chexpert_has_none(tmp_path):
@@ -240,7 +240,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named_and_leaves_nothing_behind(tmp_path, fault):
+def test_an_invalid_input_is_named_and_leaves_nothing(tmp_path, fault):
     root = write_chexpert(tmp_path / "raw")
     spoil, fragments = FAULTS[fault]
     spoil(root)
@@ -290,7 +290,7 @@ def test_paths_that_are_no_image_are_refused(tmp_path, path):
 
 
 @given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_are_rows_or_a_fault(content, headed):
+def test_any_bytes_are_refused(content, headed):
     header = ",".join(["Path", *OBSERVED]).encode() + b"\n" if headed else b""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "train.csv"

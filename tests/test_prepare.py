@@ -21,13 +21,13 @@ from chexpert_trees import (
 from datasets import tfds_builder
 from datasets.__main__ import main
 from datasets.errors import DataError
-from datasets.prepare import _aside, prepare, prepare_phantoms
+from datasets.prepare import _staging_folder, prepare, prepare_phantoms
 from datasets.source import available, open_source
 
 HOLD = """
 import sys, time, pathlib
-from datasets.prepare import _aside
-with _aside(pathlib.Path(sys.argv[1])) as folder:
+from datasets.prepare import _staging_folder
+with _staging_folder(pathlib.Path(sys.argv[1])) as folder:
     print(folder, flush=True)
     time.sleep(60)
 """
@@ -77,9 +77,9 @@ def test_processes_write_what_one_writes(tmp_path, raw, monkeypatch, name, count
     assert alone == together
 
 
-def test_a_fault_in_a_process_is_named_and_leaves_nothing_behind(tmp_path, raw, monkeypatch):
+def test_an_error_in_a_worker_is_named_and_leaves_nothing(tmp_path, raw, monkeypatch):
     monkeypatch.setattr(tfds_builder, "SHARD_BYTES", 1)
-    for n in (4, 1):  # the first in the table's order is the one reported
+    for n in (4, 1):  # the first in the table's order is reported
         image_path = raw / "CheXpert-v1.0-small/train" / SPLITS["train"][n]
         image_path.write_bytes(image_path.read_bytes()[:300])
     with pytest.raises(DataError, match=r"train\.csv, row 3, column Path\).*truncated"):
@@ -91,29 +91,29 @@ def dies(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_one_sentence_and_leaves_nothing_behind(tmp_path, raw, monkeypatch):
+def test_a_killed_worker_is_reported_and_leaves_nothing(tmp_path, raw, monkeypatch):
     monkeypatch.setattr(tfds_builder, "write_shard", dies)
     with pytest.raises(DataError, match=r"a worker process was killed, .* use fewer --workers"):
         prepare("chexpert", raw, tmp_path / "data", workers=2)
     assert below(tmp_path) == ["raw", *(f"raw/{path}" for path in below(raw))]
 
 
-@pytest.mark.parametrize("harm", ["cut", "emptied", "overwritten"])
-def test_records_that_are_harmed_while_they_are_read_are_named(tmp_path, raw, harm):
+@pytest.mark.parametrize("kind", ["cut", "emptied", "overwritten"])
+def test_records_corrupted_while_open_are_named(tmp_path, raw, kind):
     prepare("chexpert", raw, tmp_path / "data")
     source = open_source(tmp_path / "data", "chexpert", "train")
     source[0]
     (path,) = (tmp_path / "data").rglob("*-train.array_record*")
     content = path.read_bytes()
-    harmed = {"cut": content[:200], "emptied": b"", "overwritten": bytes(len(content))}
-    with path.open("r+b") as file:  # the file that is open, not another of its name
-        file.write(harmed[harm])
-        file.truncate(len(harmed[harm]))
+    corrupted = {"cut": content[:200], "emptied": b"", "overwritten": bytes(len(content))}
+    with path.open("r+b") as file:  # in place: the source has it open
+        file.write(corrupted[kind])
+        file.truncate(len(corrupted[kind]))
     with pytest.raises(DataError, match=rf"{path.parent}: its records are missing or truncated"):
         [source[i] for i in range(len(source))]
 
 
-def test_sources_give_examples_by_index_to_pickles_and_to_grain(tmp_path, raw):
+def test_sources_are_indexable_picklable_and_read_by_grain(tmp_path, raw):
     prepare("chexlocalize", raw, tmp_path / "data")
     source = open_source(tmp_path / "data", "chexlocalize", "test")
     copy = pickle.loads(pickle.dumps(source))
@@ -129,7 +129,7 @@ def test_sources_give_examples_by_index_to_pickles_and_to_grain(tmp_path, raw):
             source[outside]
 
 
-def test_a_fingerprint_stands_for_the_contents_of_its_split_alone(tmp_path, raw):
+def test_a_fingerprint_depends_on_the_contents_of_its_split_alone(tmp_path, raw):
     def prepared(where: str) -> dict[str, str]:
         for name in ("chexpert", "chexlocalize"):
             prepare(name, raw, tmp_path / where)
@@ -152,7 +152,7 @@ def test_a_fingerprint_stands_for_the_contents_of_its_split_alone(tmp_path, raw)
     assert changed == {"chexpert/test", "chexlocalize/test"}
 
 
-def test_what_is_there_is_not_overwritten(tmp_path, raw):
+def test_existing_data_is_not_overwritten(tmp_path, raw):
     prepare("chexpert", raw, tmp_path / "data")
     before = contents(tmp_path / "data")
     with pytest.raises(DataError, match="is there already; remove it"):
@@ -160,7 +160,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, raw):
     assert contents(tmp_path / "data") == before
 
 
-def test_what_is_missing_is_said_with_the_command(tmp_path, raw):
+def test_missing_data_is_reported_with_the_command(tmp_path, raw):
     assert available(tmp_path / "data") == {}
     command = r"run `python -m datasets chexpert --raw DIR --data-dir .*data`"
     with pytest.raises(DataError, match=f"has not been prepared; {command}"):
@@ -173,20 +173,20 @@ def test_what_is_missing_is_said_with_the_command(tmp_path, raw):
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_an_empty_or_missing_raw_folder_is_said(tmp_path, made):
+def test_an_empty_or_missing_raw_folder_is_reported(tmp_path, made):
     if made:
         (tmp_path / "raw").mkdir()
     with pytest.raises(DataError, match="no such folder, or empty; give --raw"):
         prepare("chexpert", tmp_path / "raw", tmp_path / "data")
 
 
-def test_a_folder_without_tables_is_said(tmp_path):
+def test_a_folder_without_tables_is_reported(tmp_path):
     (tmp_path / "raw" / "CheXpert").mkdir(parents=True)
     with pytest.raises(DataError, match=r"neither train\.csv.*give --raw"):
         prepare("chexpert", tmp_path / "raw", tmp_path / "data")
 
 
-def test_phantoms_are_made_once_and_again_for_other_arguments(tmp_path):
+def test_phantoms_are_written_once_and_again_for_other_arguments(tmp_path):
     data_dir = tmp_path / "new" / "phantoms"
     prepare_phantoms(data_dir, **PHANTOMS)
     assert {name: len(splits) for name, splits in available(data_dir).items()} == {
@@ -236,17 +236,17 @@ def test_the_command_makes_phantoms(tmp_path, capsys):
             main(["phantom", "--data-dir", str(tmp_path / "data"), *wrong])
 
 
-def test_what_a_killed_preparation_left_is_swept(tmp_path):
+def test_the_folder_of_a_killed_preparation_is_deleted(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         left = Path(process.stdout.readline().strip())
         os.utime(left, (0, 0))
-        with _aside(tmp_path) as mine:
-            assert left.is_dir() and mine != left  # its owner lives
+        with _staging_folder(tmp_path) as mine:
+            assert left.is_dir() and mine != left  # its process is alive
         process.kill()
     assert left.is_dir()
-    with _aside(tmp_path) as mine:
+    with _staging_folder(tmp_path) as mine:
         assert [*tmp_path.glob(".preparing-*")] == [mine]
     assert not [*tmp_path.glob(".preparing-*")]
