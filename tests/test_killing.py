@@ -8,7 +8,7 @@ from chexseg_jax.training.checkpoints import ITEMS, Checkpoints
 
 
 def test_what_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    out, stages = tmp_path / "figures.json", ("classify", "localize")
+    out, stages = tmp_path / "figures.json", ("classifier", "cams")
     flags = ("--kills=1", "--saves=3", "--sigterms=0", "--seed=5", f"--out={out}", "--stages")
     run = subprocess.run(
         [sys.executable, "-m", "tests.killing", *flags, *stages], capture_output=True, text=True

@@ -37,7 +37,7 @@ def main() -> None:
         times = counted.recoveries or [0.0]
         slow, usual = max(times), statistics.median(times)
         print(
-            f"{name:10} {counted.kills:6} {counted.lives:6} {counted.compared:9} {usual:7.1f} "
+            f"{name:12} {counted.kills:6} {counted.lives:6} {counted.compared:9} {usual:7.1f} "
             f"{slow:7.1f} {len(counted.mismatches):11} {' '.join(counted.mismatches)}",
             flush=True,
         )
@@ -45,15 +45,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as passing:
         base = (asked.workdir or Path(passing)).absolute()
         base.mkdir(parents=True, exist_ok=True)
-        print("stage       kills  lives  compared  median slowest  mismatches", flush=True)
+        print("stage         kills  lives  compared  median slowest  mismatches", flush=True)
         if asked.saves:
             note("saves", saves.torment(asked.saves, base, chance))
         if (asked.stages and (asked.kills or asked.disks)) or asked.sigterms:
-            last = max((*asked.stages, "classify"), key=stages.STAGES.index)
+            last = max((*asked.stages, "classifier"), key=stages.STAGES.index)
             spans = stages.unbroken(base, last)
             print({name: round(span, 2) for name, span in spans.items()}, flush=True)
             if asked.sigterms:
-                keep("sigterm", asking.ask(asked.sigterms, base, spans["classify"], chance))
+                keep("sigterm", asking.ask(asked.sigterms, base, spans["classifier"], chance))
                 print("sigterm", json.dumps(figures["sigterm"]), flush=True)
             for stage in asked.stages if asked.kills else ():
                 note(stage, stages.torment(stage, asked.kills, base, spans[stage], chance))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from experiments.run import cli
+
 PATIENCE = 300.0
 """A life longer than this hangs, seconds."""
 
@@ -30,7 +32,8 @@ def begin(work: Callable[[], object], said: Path, cache: Path) -> int:
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        cli.kept_compiled = nullcontext  # all lives share one cache, not each work folder its own
+        # All lives share one cache in place of one in each work folder.
+        cli.persistent_compilation_cache = nullcontext
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -5,27 +5,24 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from experiments import chexseg
 from experiments.run import pipeline
 from experiments.run.cli import managed_run
-from experiments.run.config import read_arguments
+from experiments.run.config import StageName, read_arguments
 from experiments.run.data import open_data
 from tests.killing.digests import look
 from tests.killing.lives import begin, finish, kill_once
 
-STAGES = (
-    *("phantoms", "classify", "localize", "seed", "relate", "label", "segment", "evaluate"),
-    "report",
-)
+STAGES = ("phantoms", *get_args(StageName), "report")
 TINY = (
     *("--phantoms.train=32", "--phantoms.valid=16", "--phantoms.test=8"),
-    *("--phantoms.short-side=64", "--image-size=64", "--classify.network.blocks", *"1111"),
-    *("--classify.batch-size=8", "--classify.epochs=4", "--classify.every=4"),
-    *("--localize.batch-size=8", "--relate.radius=3", "--relate.batch-size=4"),
-    *("--relate.every=1", "--segment.width=16", "--segment.batch-size=8"),
-    *("--segment.epochs=2", "--segment.every=3", "--rho=0.9"),
+    *("--phantoms.short-side=64", "--image-size=64", "--classifier.network.blocks", *"1111"),
+    *("--classifier.batch-size=8", "--classifier.epochs=4", "--classifier.every=4"),
+    *("--cams.batch-size=8", "--irnet.radius=3", "--irnet.batch-size=4"),
+    *("--irnet.every=1", "--segmenter.width=16", "--segmenter.batch-size=8"),
+    *("--segmenter.epochs=2", "--segmenter.every=3", "--rho=0.9"),
 )
 """Each training has four checkpoints at the least."""
 LIVES = 4
@@ -45,14 +42,14 @@ class Counted:
 
 def done(workdir: Path, stage: str) -> bool:
     """Returns whether a stage is finished; the report is, when the last file of it is there."""
-    last = {"phantoms": "phantoms/phantom.json", "report": "evaluate-*/report.html"}
+    last = {"phantoms": "phantoms/phantom.json", "report": "evaluation-*/report.html"}
     return any(workdir.glob(last.get(stage, f"{stage}-*/manifest.json")))
 
 
 def undo(workdir: Path, stage: str) -> None:
     """Deletes a stage and all that follow it; the report's stage makes the masks of maps alone."""
     for name in STAGES[STAGES.index(stage) :]:
-        found = ("evaluate-*/report.*", "evaluate-*/*.png", "label-cam-*")
+        found = ("evaluation-*/report.*", "evaluation-*/*.png", "pseudo_masks-cam-*")
         for pattern in found if name == "report" else (name, f"{name}-*"):
             for path in workdir.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -92,7 +89,7 @@ def run(workdir: Path, base: Path, until: str) -> None:
             come("report")
             published(run)
 
-    opened, pipeline.open_folder = pipeline.open_folder, open_folder
+    opened, pipeline.open_stage_folder = pipeline.open_stage_folder, open_folder
     published, chexseg.publish = chexseg.publish, publish
     come("phantoms")
     if until == "phantoms":
@@ -141,7 +138,7 @@ def torment(
     """Kills one stage so many times; whenever it is finished it is compared, and begun anew."""
     counted, workdir = Counted(), base / f"killed-{stage}"
     copy_up_to(stage, base, workdir)
-    mine = ("evaluate", "label-cam") if stage == "report" else (stage,)
+    mine = ("evaluation", "pseudo_masks-cam") if stage == "report" else (stage,)
     expected = look(workdir, mine)
     undo(workdir, stage)
 
