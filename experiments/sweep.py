@@ -26,8 +26,8 @@ from experiments.comparison.output import (
     signed,
     write_rows,
 )
-from experiments.report.plots import QUIET, save, tidy
-from experiments.report.tables import known, number
+from experiments.report.plots import QUIET, save_figure, style_axes
+from experiments.report.tables import format_number, is_number
 from experiments.run.config import Config, read_flags
 
 Kind = Literal["irnet", "cam"]
@@ -91,7 +91,7 @@ def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> No
     """Plot the curves with each seed and the band over seeds, and the paper's, dashed."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    tidy(axes)
+    style_axes(axes)
     axes.grid(axis="y", color="#E4E6E9", linewidth=0.7)
     for kind in dict.fromkeys(kind for kind, _ in points):
         mine = {rho: row for (other, rho), row in points.items() if other == kind}
@@ -112,7 +112,7 @@ def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> No
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9)
     axes.set_title(title, fontsize=11, loc="left")
-    save(path, figure)
+    save_figure(path, figure)
 
 
 def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
@@ -120,10 +120,10 @@ def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
     lines = [f" {'':<18}  mean   [over seeds]      paper   {reference} − this [paired]"]
     for (kind, rho), row in points.items():
         lower, upper = row.seeds
-        band = f"[{number(lower)}, {number(upper)}]" if known(lower) else ""
-        paper = number(PAPER[kind].get(rho))
+        band = f"[{format_number(lower)}, {format_number(upper)}]" if is_number(lower) else ""
+        paper = format_number(PAPER[kind].get(rho))
         name = f"rho {rho:g} ({NAMES[kind]})"
-        mean = number(row.mean.mean)
+        mean = format_number(row.mean.mean)
         lines.append(f" {name:<18}  {mean}  {band:<16}  {paper:<6}  {signed(row.difference)}")
     return "\n".join(lines)
 

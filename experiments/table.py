@@ -37,8 +37,8 @@ from experiments.comparison.output import (
     signed,
     write_rows,
 )
-from experiments.report.plots import COLOURS, QUIET, save, tidy
-from experiments.report.tables import interval, number
+from experiments.report.plots import COLORS, QUIET, save_figure, style_axes
+from experiments.report.tables import format_interval, format_number
 from experiments.run.config import Config, read_flags
 
 
@@ -108,14 +108,14 @@ def text(rows: Sequence[Row]) -> str:
     head = f" {'Mean pooled IoU':<{wide}}  {'[95 % over images]':<22}  {'[over seeds]':<15}"
     lines = [f"{head}  reference − this [paired]"]
     for row in rows:
-        mean = f"{number(row.mean.mean)} {interval(asdict(row.mean))}"
-        over = interval({"lower": row.seeds[0], "upper": row.seeds[1]})
+        mean = f"{format_number(row.mean.mean)} {format_interval(asdict(row.mean))}"
+        over = format_interval({"lower": row.seeds[0], "upper": row.seeds[1]})
         lines.append(f" {row.name:<{wide}}  {mean:<22}  {over:<15}  {signed(row.difference)}")
     rule = "─" * max(map(len, lines))
     lines = [rule, lines[0], rule, *lines[1:], rule]
     lines.append(f" {'IoU':<{wide}}" + "".join(f"{name[:6]:>8}" for name in PATHOLOGIES))
     for row in rows:
-        values = [number(row.pathologies[name].mean) for name in PATHOLOGIES]
+        values = [format_number(row.pathologies[name].mean) for name in PATHOLOGIES]
         lines.append(f" {row.name:<{wide}}" + "".join(f"{value:>8}" for value in values))
     return "\n".join([*lines, rule])
 
@@ -125,7 +125,7 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     figure = Figure(figsize=(9.6, 1.5 + 0.34 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(rows))
-    colours = [COLOURS["run"] if row.runs else COLOURS["prior"] for row in rows]
+    colours = [COLORS["run"] if row.runs else COLORS["prior"] for row in rows]
     left.barh(places, [row.mean.mean for row in rows], 0.62, color=colours)
     left.axvline(0, color=QUIET, linewidth=0.8)
     right.axvline(0, color=QUIET, linewidth=0.8)
@@ -138,12 +138,12 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
         less = row.difference
         if less is not None:
             right.plot([less.lower, less.upper], [place] * 2, "|-", color="black", linewidth=1.2)
-            right.plot([less.mean], [place], "o", color=COLOURS["run"], markersize=6)
+            right.plot([less.mean], [place], "o", color=COLORS["run"], markersize=6)
     for axes, label in (
         (left, "mean pooled IoU\nbar: over seeds · circles: each seed · line: 95 % over images"),
         (right, "reference less this, same images\nline: 95 %, paired bootstrap"),
     ):
-        tidy(axes)
+        style_axes(axes)
         axes.grid(axis="x", color="#E4E6E9", linewidth=0.7)
         axes.set_xlabel(label, fontsize=9, color=QUIET)
     left.set_yticks(places, [row.name for row in rows])
@@ -152,7 +152,7 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     left.set_xlim(left=0)
     right.tick_params(axis="y", length=0)
     figure.suptitle(title, fontsize=11)
-    save(path, figure)
+    save_figure(path, figure)
 
 
 def write(folder: Path, name: str, result: Comparison, config: TableConfig) -> None:

@@ -8,9 +8,17 @@ import pytest
 from PIL import Image
 
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
-from experiments.report.overlays import LAYERS, mask_png, outline, painted
-from experiments.report.page import Example, table, write_report
-from experiments.report.plots import COLOURS, SCORE, plot_iou, plot_rhos, plot_training, smooth
+from experiments.report.overlays import LAYERS, Example, blend_masks, mask_png, outline
+from experiments.report.page import write_report
+from experiments.report.plots import (
+    COLORS,
+    SCORE,
+    moving_average,
+    plot_iou,
+    plot_rhos,
+    plot_training,
+)
+from experiments.report.tables import terminal_table
 
 HOSTILE = '<script>alert("$x")</script><img src=http://evil.example/x>\'"'
 
@@ -38,7 +46,7 @@ def report():
         "seed": 3,
         "pseudo": "irnet",
         "phantom": True,
-        "settings": {"segment": {"steps": 400}},
+        "settings": {"segmenter": {"steps": 400}},
         "versions": {"jax": "0.10.2"},
         "device": "cpu",
         "data": {"chexpert": {"fingerprint": "abc123", "images": 2000}},
@@ -53,7 +61,7 @@ def report():
         "mean": {source: entry(value) for source, value in sources.items()},
         "n": {name: 1000 + k for k, name in enumerate(PATHOLOGIES)},
         "thresholds": dict.fromkeys(PATHOLOGIES, 0.35),
-        "stages": [{"name": "segment", "seconds": 12.3, "reused": False, "folder": "runs/segment-1"}],
+        "stages": [{"name": "segmenter", "seconds": 12.3, "reused": False, "folder": "segmenter-1"}],
     }  # fmt: skip
 
 
@@ -155,10 +163,10 @@ def test_every_table_and_every_number_is_there(tmp_path):
     assert ["Fracture", "9", "0.875"] in rows
     assert ["Mean of CheXpert's five", "", "0.875"] in rows
     assert ["Mean", "0.211", "0.322", "0.133", "0.244"] in rows
-    assert ["segment", "12.3 s", "runs/segment-1"] in rows
+    assert ["segmenter", "12.3 s", "segmenter-1"] in rows
     assert ["chexpert", "2,000", "abc123"] in rows
     assert ["jax", "0.10.2"] in rows
-    assert "&quot;steps&quot;: 400" in page
+    assert "&#34;steps&#34;: 400" in page
 
 
 def test_a_bar_starts_at_chance_and_carries_its_interval(tmp_path):
@@ -215,7 +223,7 @@ def test_a_report_without_numbers_shows_dashes(tmp_path):
     assert not re.search(
         r"\b(None|nan|null)\b", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
     )
-    assert " Edema                          1,004  –" in table(content)
+    assert " Edema                          1,004  –" in terminal_table(content)
     plot_iou(tmp_path / "iou.png", content)
 
 
@@ -225,12 +233,14 @@ def test_without_a_second_reader_there_is_no_column(tmp_path):
         numbers.pop("human", None)
     reader = Reader(page_of(tmp_path, content))
     assert [text for row in reader.rows for text in row].count("Human") == 0
-    assert "Human" not in table(content)
-    assert max(map(len, table(content).splitlines())) < max(map(len, table(report()).splitlines()))
+    assert "Human" not in terminal_table(content)
+    assert max(map(len, terminal_table(content).splitlines())) < max(
+        map(len, terminal_table(report()).splitlines())
+    )
 
 
 def test_table_for_the_terminal():
-    lines = table(report()).splitlines()
+    lines = terminal_table(report()).splitlines()
     assert len(lines) == 16
     assert max(map(len, lines)) <= 100
     assert lines[1].split() == [
@@ -279,22 +289,22 @@ def test_mask_is_drawn_where_it_lies():
     layer = LAYERS[-1]
     mask = square()[..., 1]
     drawn = np.asarray(Image.open(io.BytesIO(mask_png(mask, layer))).convert("RGBA"))
-    colour = list(layer.colour)
-    assert drawn[20, 35].tolist() == [*colour, layer.opacity]
-    assert drawn[10, 20].tolist() == drawn[11, 48].tolist() == [*colour, 255]
-    assert drawn[13, 23].tolist() == [*colour, layer.opacity]
+    color = list(layer.color)
+    assert drawn[20, 35].tolist() == [*color, layer.opacity]
+    assert drawn[10, 20].tolist() == drawn[11, 48].tolist() == [*color, 255]
+    assert drawn[13, 23].tolist() == [*color, layer.opacity]
     assert drawn[9, 35].tolist() == [0, 0, 0, 110]
     assert drawn[8, 35, 3] == drawn[9, 19, 3] == drawn[0, 0, 3] == 0
     assert (drawn[..., 3] == 255).sum() == 20 * 30 - 14 * 24
 
 
 def test_a_picture_holds_the_layers_that_a_page_opens_with():
-    drawn = painted(example(prediction=square(), reader=square("Edema")))
+    drawn = blend_masks(example(prediction=square(), reader=square("Edema")))
     grey = np.repeat(example().image[..., None], 3, -1)
     assert drawn.shape == (40, 60, 3)
-    assert (drawn[10, 20:50] == LAYERS[-1].colour).all()
+    assert (drawn[10, 20:50] == LAYERS[-1].color).all()
     inside, share = drawn[20, 35], LAYERS[-1].opacity / 255
-    mixed = (1 - share) * grey[20, 35] + share * np.array(LAYERS[-1].colour)
+    mixed = (1 - share) * grey[20, 35] + share * np.array(LAYERS[-1].color)
     assert np.abs(inside - mixed).max() <= 1
     assert (drawn[:9] == grey[:9]).all() and (drawn[:, :19] == grey[:, :19]).all()
 
@@ -312,7 +322,9 @@ def test_weakly_labelled_images_are_a_set_of_their_own(tmp_path):
 
 
 def rhos():
-    return [{"rho": r, **entry(v), "folder": f"evaluate-{r}"} for r, v in ((0.0, 0.25), (0.9, 0.5))]
+    return [
+        {"rho": r, **entry(v), "folder": f"evaluation-{r}"} for r, v in ((0.0, 0.25), (0.9, 0.5))
+    ]
 
 
 def test_runs_of_another_rho_stand_side_by_side(tmp_path):
@@ -320,8 +332,8 @@ def test_runs_of_another_rho_stand_side_by_side(tmp_path):
         [t.strip() for t in row]
         for row in Reader(page_of(tmp_path, report() | {"rhos": rhos()})).rows
     ]
-    assert ["ρ = 0.0", "0.250 [0.200, 0.300]", "evaluate-0.0"] in rows
-    assert ["ρ = 0.9 (this run)", "0.500 [0.450, 0.550]", "evaluate-0.9"] in rows
+    assert ["ρ = 0.0", "0.250 [0.200, 0.300]", "evaluation-0.0"] in rows
+    assert ["ρ = 0.9 (this run)", "0.500 [0.450, 0.550]", "evaluation-0.9"] in rows
     alone = page_of(tmp_path, report() | {"rhos": rhos()[1:]})
     assert "Other shares" not in alone
 
@@ -329,7 +341,7 @@ def test_runs_of_another_rho_stand_side_by_side(tmp_path):
 def test_rho_plot_marks_this_run(tmp_path):
     plot_rhos(tmp_path / "one.png", rhos(), 0.9)
     plot_rhos(tmp_path / "none.png", rhos(), 0.5)
-    wanted = [int(COLOURS["run"][i : i + 2], 16) for i in (1, 3, 5)]
+    wanted = [int(COLORS["run"][i : i + 2], 16) for i in (1, 3, 5)]
     filled, empty = ((draw(tmp_path / n) == wanted).all(-1).sum() for n in ("one.png", "none.png"))
     assert filled > empty + 20 > 40
     plot_rhos(tmp_path / "lost.png", [{"rho": 0.5, "iou": None}], 0.5)
@@ -352,9 +364,9 @@ def test_an_example_says_what_is_wrong_with_it():
 
 def test_smooth_keeps_a_line_straight_and_its_length():
     values = np.arange(200.0)
-    assert smooth(values)[5:-5].tolist() == values[5:-5].tolist()
-    assert smooth(np.array([3.0, 1.0])).tolist() == [3.0, 1.0]
-    assert smooth(np.array([])).size == 0
+    assert moving_average(values)[5:-5].tolist() == values[5:-5].tolist()
+    assert moving_average(np.array([3.0, 1.0])).tolist() == [3.0, 1.0]
+    assert moving_average(np.array([])).size == 0
 
 
 def draw(path):
@@ -362,8 +374,8 @@ def draw(path):
         return np.asarray(image.convert("RGB"))
 
 
-def has(pixels, colour):
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+def has(pixels, color):
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return bool((pixels == wanted).all(-1).any())
 
 
@@ -371,19 +383,19 @@ def test_iou_plot_draws_every_source_there_is(tmp_path):
     path = tmp_path / "plot.png"
     content = report()
     plot_iou(path, content)
-    assert all(has(draw(path), colour) for colour in COLOURS.values())
+    assert all(has(draw(path), color) for color in COLORS.values())
     del content["pooled"]["human"]
     plot_iou(path, content)
-    assert not has(draw(path), COLOURS["human"])
+    assert not has(draw(path), COLORS["human"])
 
 
 def test_training_plot_has_a_panel_a_stage(tmp_path):
     path = tmp_path / "plot.png"
     rows = [{"step": s, "loss": 1 / s} for s in range(1, 50)]
     lost = [{"step": 1, "loss": float("nan")}, {"step": 9, "score": 9.0}]
-    plot_training(path, {"classify": rows, "relate": lost})
+    plot_training(path, {"classifier": rows, "irnet": lost})
     two = draw(path)
-    assert has(two, COLOURS["run"]) and not has(two, SCORE)
+    assert has(two, COLORS["run"]) and not has(two, SCORE)
     plot_training(path, {name: [*rows, {"step": 50, "score": 0.5}] for name in "abcd"})
     four = draw(path)
     assert has(four, SCORE)

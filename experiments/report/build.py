@@ -26,9 +26,10 @@ from chexseg_jax.stages.evaluation import location_prior
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.data import Subset, letterboxed, ordered_batches
 from chexseg_jax.training.metrics_log import read_metrics, sinks
-from experiments.report.overlays import Example, nearest, painted
-from experiments.report.page import table, write_report
+from experiments.report.overlays import Example, blend_masks, resize_nearest
+from experiments.report.page import write_report
 from experiments.report.plots import plot_iou, plot_rhos, plot_training
+from experiments.report.tables import terminal_table
 from experiments.run.pipeline import Run, make_pseudo_masks
 from experiments.run.versions import versions
 
@@ -79,7 +80,7 @@ def _write(run: Run, pseudo: Mapping[str, StageFolder]) -> None:
     gallery = examples(run)
     write_report(folder / "report.html", report, gallery, figures)
     send(run, report, gallery)
-    print(table(report))
+    print(terminal_table(report))
     stages = [row["name"] + " (reused)" * row["reused"] for row in run.stages]
     print(f"Stages: {', '.join(stages)}")
     print(f"Report: {folder / 'report.html'}")
@@ -156,7 +157,7 @@ def send(run: Run, report: Mapping[str, Any], gallery: Sequence[Example]) -> Non
     step = int(finished(run.segmenter).manifest["best_step"])
     values = {f"iou/{name}": row["iou"] for name, row in report["pooled"]["run"].items()}
     values |= {f"mean iou/{name}": row["iou"] for name, row in report["mean"].items()}
-    pictures = {f"overlay/{example.image_id}": painted(example) for example in gallery[:PICTURES]}
+    pictures = {f"overlay/{example.image_id}": blend_masks(example) for example in gallery[:PICTURES]}
     for opener in sinks(run.config.wandb):
         with closing(opener(finished(run.evaluation).path, 0)) as sink:
             sink.add_scalars(step, {name: iou for name, iou in values.items() if iou is not None})
@@ -196,7 +197,7 @@ def examples(run: Run) -> Sequence[Example]:
 
 def upsampled(masks: Shaped[np.ndarray, "h h k"], side: int) -> Bool[np.ndarray, "s s k"]:
     """Return where square masks are 1, at the page's size."""
-    return nearest(masks, side, side) == 1
+    return resize_nearest(masks, side, side) == 1
 
 
 def iou_by_name(ious: Shaped[np.ndarray, "k"]) -> dict[str, float]:

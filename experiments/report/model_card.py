@@ -1,32 +1,42 @@
-"""The model card of an export, from what the run has measured."""
+"""The model card of an export: use, data, measured results and limits."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.tables import number
+from experiments.report.tables import format_interval, format_number
 
 SPLITS = {
     "train": "weak labels",
-    "valid": "the classifier's validation",
-    "expert_train": "expert masks to learn from",
-    "expert_val": "expert masks to choose thresholds on",
-    "test": "expert masks to test on",
+    "valid": "validation of the classifier",
+    "expert_train": "training on expert masks",
+    "expert_val": "choice of thresholds on expert masks",
+    "test": "test on expert masks",
 }
 USES = {
-    "segmenter": ("load_segmenter", "probabilities of ten pathologies, a pixel each"),
-    "classifier": ("exports.load_classifier", "probabilities of fourteen observations"),
-    "irnet": ("exports.load_irnet", "class boundaries on the grid of stride 4"),
+    "segmenter": ("chexseg_jax", "load_segmenter", "probabilities of ten pathologies per pixel"),
+    "classifier": (
+        "chexseg_jax.inference.export",
+        "load_classifier",
+        "probabilities of fourteen observations",
+    ),
+    "irnet": (
+        "chexseg_jax.inference.export",
+        "load_irnet",
+        "class boundaries on the grid of stride 4",
+    ),
 }
+"""Module, function and output of each kind of network."""
 
 
 def model_card(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
-    """Returns the card, Markdown with the header that model hubs read.
+    """Return the card as Markdown with the metadata that model hubs read.
 
     Args:
         config: the export's `config.json`.
-        report: `report.json` of the run, which knows the data; without it only fingerprints are told.
+        report: the run's `report.json`, which describes the data; without it the card lists the
+            fingerprints of the training's inputs.
     """
-    parts = [_head(config), _use(config), _data(config, report), _figures(config), _limits(report)]
+    parts = [_head(config), _use(config), _data(config, report), _results(config), _limits(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -42,36 +52,33 @@ tags: [jax, flax, chest-x-ray, {config["kind"]}]
 
 **Not a medical device.** For research; not for diagnosis, triage or treatment.
 
-A {config["network"]["kind"]} with blocks of {", ".join(map(str, config["network"]["blocks"]))} layers,
+A {config["backbone"]["kind"]} with blocks of {", ".join(map(str, config["backbone"]["blocks"]))} layers,
 trained as CheXseg (Gadgil, Endo, Wen, Ng, Rajpurkar, MIDL 2021) with chexseg-jax, seed
-{settings["seed"]}. Weights at rest are {config["dtype"]}; versions:
+{settings["seed"]}. Weights are stored as {config["dtype"]}; versions:
 {", ".join(f"{name} {value}" for name, value in config["versions"].items())}."""
 
 
 def _use(config: Mapping[str, Any]) -> str:
-    loader, gives = USES[config["kind"]]
-    module, _, name = loader.rpartition(".")
-    source = f"chexseg_jax.{module}" if module else "chexseg_jax"
+    module, function, output = USES[config["kind"]]
     side = config["image_size"]
-    mean, std = config["normalisation"]["mean"], config["normalisation"]["std"]
+    mean, std = config["normalization"]["mean"], config["normalization"]["std"]
     return f"""## Use
 
 ```python
-from {source} import {name}
-network = {name}("this folder")
-found = network(frames)  # uint8 frames, b x {side} x {side} x 1: {gives}
+from {module} import {function}
+network = {function}("this folder")
+outputs = network(images)  # uint8, b x {side} x {side} x 1: {output}
 ```
 
-Frames are letterboxed to {side} x {side} pixels (long side scaled, centred, black around:
-`chexseg_jax.images.letterbox`), grey, eight bits; they are normalised inside, by the mean {mean} and
-standard deviation {std} of pixels on [0, 1]. `function.jax` needs only the packages `jax` and
-`flatbuffers`."""
+Images are 8-bit gray and letterboxed to {side} x {side} pixels (long side scaled, centred, padded with
+black: `chexseg_jax.images.letterbox`). The network normalizes them by the mean {mean} and the standard
+deviation {std} of pixels on [0, 1]. `function.jax` needs only the packages `jax` and `flatbuffers`."""
 
 
 def _data(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     if not report:
         inputs = config["trained"]["inputs"].items()
-        return "## Data\n\nFingerprints of what it was trained on:\n\n" + "\n".join(
+        return "## Data\n\nFingerprints of the training's inputs:\n\n" + "\n".join(
             f"- {name}: `{value}`" for name, value in inputs
         )
     rows = [
@@ -79,7 +86,7 @@ def _data(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
         f"| `{row['fingerprint'][:12]}` |"
         for name, row in report["data"].items()
     ]
-    kind = (
+    origin = (
         "Synthetic chests, free of any licence: the network has never seen a radiograph."
         if report["phantom"]
         else "CheXpert and CheXlocalize, under the research use agreements of Stanford University "
@@ -87,47 +94,46 @@ def _data(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     )
     return f"""## Data
 
-{kind} Pseudo-masks: {report["pseudo"]}.
+{origin} Pseudo-masks: {report["pseudo"]}.
 
 | split | images | for | fingerprint |
 | --- | --- | --- | --- |
 """ + "\n".join(rows)
 
 
-def _figures(config: Mapping[str, Any]) -> str:
+def _results(config: Mapping[str, Any]) -> str:
     if config["kind"] == "classifier":
-        rows = [f"| {name} | {number(value)} |" for name, value in config["auroc"].items()]
-        return "## Figures\n\n| observation | AUROC, validation |\n| --- | --- |\n" + "\n".join(
-            rows
-        )
+        rows = [f"| {name} | {format_number(value)} |" for name, value in config["auroc"].items()]
+        head = "## Results\n\n| observation | AUROC, validation |\n| --- | --- |\n"
+        return head + "\n".join(rows)
     if "metrics" not in config:
         return ""
     pooled, mean = config["metrics"]["pooled"]["run"], config["metrics"]["mean"]["run"]
     rows = [
-        f"| {name} | {_with_interval(row)} | {config['metrics']['n'][name]} "
+        f"| {name} | {_iou(row)} | {config['metrics']['n'][name]} "
         f"| {config['thresholds'][name]:.2f} | {config['gates'][name]:.2f} |"
         for name, row in pooled.items()
     ]
-    return f"""## Figures
+    return f"""## Results
 
 On the test split, IoU pooled over all images in the letterbox with 95 % bootstrap intervals over images;
-mean {_with_interval(mean)}. Thresholds and gates were chosen on expert-val.
+mean {_iou(mean)}. Thresholds and gates were chosen on expert-val.
 
 | pathology | IoU | images with it | threshold | gate |
 | --- | --- | --- | --- | --- |
 """ + "\n".join(rows)
 
 
-def _with_interval(row: Mapping[str, float | None]) -> str:
-    return f"{number(row['iou'])} [{number(row['lower'])}, {number(row['upper'])}]"
+def _iou(row: Mapping[str, float | None]) -> str:
+    return f"{format_number(row['iou'])} {format_interval(row)}".strip()
 
 
 def _limits(report: Mapping[str, Any] | None) -> str:
     synthetic = report is not None and report["phantom"]
-    seen = "It was trained on synthetic chests and says nothing of real ones. " if synthetic else ""
+    data = "It was trained on synthetic chests and says nothing of real ones. " if synthetic else ""
     return f"""## Limits
 
-{seen}It knows frontal views only. Figures are of one data set's test split: other hospitals, devices and
-patients will give others, and it was never tested for fairness between groups of patients. A pathology
-with few test images has a wide interval for that reason: do not rely on it. Masks show where the network
-finds evidence, not where disease ends."""
+{data}It was trained on frontal views only. The results are those of one data set's test split: other
+hospitals, devices and patients will give others, and it was never tested for fairness between groups of
+patients. A pathology with few test images has a wide interval for that reason: do not rely on it. Masks
+show where the network finds evidence, not where disease ends."""

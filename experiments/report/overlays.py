@@ -1,62 +1,60 @@
-"""Overlays: an X-ray and its masks as small images that a page holds inside itself.
+"""Overlays: an X-ray and its masks as small images that a page embeds.
 
-Every mask is a transparent PNG of its own, so that a page can show and hide it, at the pixels it is
-given at. Layers differ in colour (Okabe and Ito's, which the colour-blind tell apart) and also in the
-dashes of their outlines.
+Each mask is a transparent PNG of its own, so that the page can show and hide it. Layers differ in color
+(the color-blind safe palette of Okabe and Ito) and in the dashes of their outlines.
 """
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from chexseg_jax.pathologies import PATHOLOGIES
 
 
 @dataclass(frozen=True)
 class Layer:
-    """How one source of masks is drawn.
+    """The style of one source of masks.
 
     Attributes:
         key: its name in `Example.layers`.
         title: its name on the page.
-        colour: red, green and blue of its outline and its fill.
-        opacity: of the fill, of 255.
-        dash: (drawn, period) in pixels along the outline's diagonals; (1, 1) is a solid line.
-        shown: whether the page opens with it.
+        color: red, green and blue of outline and fill.
+        opacity: of the fill, 0 to 255.
+        dash: (length, period) of dashes, pixels along the diagonals; (1, 1) is a solid line.
+        visible: whether the page opens with it.
     """
 
     key: str
     title: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     opacity: int
     dash: tuple[int, int] = (1, 1)
-    shown: bool = False
+    visible: bool = False
 
     @property
     def css(self) -> str:
-        """The colour as CSS writes it."""
-        return "#{:02x}{:02x}{:02x}".format(*self.colour)
+        """The color in CSS."""
+        return "#{:02x}{:02x}{:02x}".format(*self.color)
 
 
 LAYERS: Final = (
-    Layer("expert", "Expert", (0xF0, 0xE4, 0x42), 0, shown=True),
+    Layer("expert", "Expert", (0xF0, 0xE4, 0x42), 0, visible=True),
     Layer("reader", "Second reader", (0x2F, 0xC4, 0x9A), 0, (10, 16)),
     Layer("cam", "CAM", (0xCC, 0x79, 0xA7), 46, (5, 9)),
     Layer("seed", "Seed", (0xD5, 0x5E, 0x00), 46, (5, 17)),
-    Layer("pseudo", "Pseudo-mask", (0xE6, 0x9F, 0x00), 46, (14, 19), shown=True),
-    Layer("prediction", "Prediction", (0x56, 0xB4, 0xE9), 64, shown=True),
+    Layer("pseudo", "Pseudo-mask", (0xE6, 0x9F, 0x00), 46, (14, 19), visible=True),
+    Layer("prediction", "Prediction", (0x56, 0xB4, 0xE9), 64, visible=True),
 )
 """From bottom to top. The second reader's bluish green is lightened to stand out from a dark lung."""
 
-
-SETS: Final = {
+GROUPS: Final = {
     False: (
         "Test images",
         "The best, the median and the worst of each pathology. Each number is the IoU of the "
@@ -70,20 +68,20 @@ SETS: Final = {
         "CAM and pseudo-mask are drawn where the label is positive.",
     ),
 }
-"""What is shown of test images, and of weakly labelled ones: a title and a note."""
+"""Title and note of the test images (False) and of the weakly labelled images (True)."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image, the masks that different sources draw on it, and an IoU for each pathology.
+    """An image with the masks of several sources and an IoU per pathology.
 
     Attributes:
         image_id: as in the data.
-        image: 8-bit grey values.
-        layers: masks on the image's pixels, channels in the order of `PATHOLOGIES`, by `Layer.key`.
-        scores: IoU with the expert's by pathology, where it is defined: of the prediction, or of
-            the pseudo-mask where the image is weakly labelled.
-        weak: whether the image is one of those that are weakly labelled.
+        image: 8-bit gray values.
+        layers: masks at the image's size by `Layer.key`, channels in the order of `PATHOLOGIES`.
+        scores: IoU with the expert mask by pathology, where defined: of the prediction, or of the
+            pseudo-mask if the image is weakly labelled.
+        weak: whether the image is weakly labelled.
     """
 
     image_id: str
@@ -93,160 +91,158 @@ class Example:
     weak: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses layers and scores that no page knows, and layers that do not fit the image."""
-        known = [layer.key for layer in LAYERS]
+        """Check names and shapes."""
+        keys = [layer.key for layer in LAYERS]
         for name in self.scores:
             if name not in PATHOLOGIES:
                 raise ValueError(f"{self.image_id}: score of {name!r:.80}, which is no pathology")
         for key, masks in self.layers.items():
-            if key not in known:
-                raise ValueError(f"{self.image_id}: layer {key!r} must be one of {known}")
+            if key not in keys:
+                raise ValueError(f"{self.image_id}: layer {key!r} must be one of {keys}")
             if masks.shape != (*self.image.shape, len(PATHOLOGIES)):
                 raise ValueError(
                     f"{self.image_id}: layer {key!r} has shape {masks.shape}; bring it to the "
                     f"image's {self.image.shape} pixels and {len(PATHOLOGIES)} pathologies"
                 )
 
-    def drawn(self, key: str) -> list[int]:
-        """Returns the pathologies that a layer holds at least one pixel of."""
-        masks = self.layers.get(key)
+    def nonempty(self, layer: Layer) -> list[int]:
+        """Return the pathologies whose mask in a layer is not empty."""
+        masks = self.layers.get(layer.key)
         return [] if masks is None else np.flatnonzero(masks.any((0, 1))).tolist()
 
 
-def nearest(
-    masks: Shaped[np.ndarray, "h w k"], height: int, width: int
-) -> Shaped[np.ndarray, "height width k"]:
-    """Returns masks of another size, every pixel the nearest: what is coarse is to look coarse."""
+def resize_nearest(
+    masks: Shaped[np.ndarray, "h w *k"], height: int, width: int
+) -> Shaped[np.ndarray, "height width *k"]:
+    """Resize masks by nearest neighbours, so that a coarse mask looks coarse."""
     rows, columns = (
-        np.arange(want) * have // want
-        for have, want in zip(masks.shape, (height, width), strict=False)
+        np.arange(new) * old // new
+        for old, new in zip(masks.shape[:2], (height, width), strict=True)
     )
     return masks[rows][:, columns]
 
 
-def grown(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Returns a mask and its four neighbours."""
-    padded = np.pad(mask, 1)
-    return mask | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-
-
 def outline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Returns the pixels of a mask, three deep, that touch what is outside it or outside the image."""
-    outside = np.pad(~mask, 3, constant_values=True)
-    return mask & grown(grown(grown(outside)))[3:-3, 3:-3]
+    """Return the inner boundary of a mask, three pixels wide; the image's border bounds it too."""
+    return mask & ~binary_erosion(mask, iterations=3)
 
 
-def strokes(mask: Bool[np.ndarray, "h w"], layer: Layer) -> UInt8[np.ndarray, "h w"]:
-    """Returns what a mask's pixels are: 0 nothing, 1 fill, 2 line, 3 a dark rim around it."""
+def mask_codes(mask: Bool[np.ndarray, "h w"], layer: Layer) -> UInt8[np.ndarray, "h w"]:
+    """Return each pixel's index into `palette`: 0 nothing, 1 fill, 2 line, 3 a dark rim outside."""
     rows, columns = np.indices(mask.shape)
-    drawn, period = layer.dash
-    line = outline(mask) & ((rows + columns) % period < drawn)
+    length, period = layer.dash
     codes = mask.astype(np.uint8)
-    codes[grown(mask) & ~mask] = 3
-    codes[line] = 2
+    codes[binary_dilation(mask) & ~mask] = 3
+    codes[outline(mask) & ((rows + columns) % period < length)] = 2
     return codes
 
 
-def paints(layer: Layer) -> UInt8[np.ndarray, "4 4"]:
-    """Returns red, green, blue and opacity of each of `strokes`' codes."""
-    colours = [(0, 0, 0), layer.colour, layer.colour, (0, 0, 0)]
-    alphas = [0, layer.opacity, 255, 110]
-    return np.array([(*c, a) for c, a in zip(colours, alphas, strict=True)], np.uint8)
+def palette(layer: Layer) -> UInt8[np.ndarray, "4 4"]:
+    """Return red, green, blue and opacity of each code."""
+    colors = [(0, 0, 0), layer.color, layer.color, (0, 0, 0)]
+    opacities = [0, layer.opacity, 255, 110]
+    return np.array([(*c, a) for c, a in zip(colors, opacities, strict=True)], np.uint8)
 
 
 def mask_png(mask: Bool[np.ndarray, "h w"], layer: Layer) -> bytes:
-    """Returns a mask as a transparent palette PNG."""
-    image, table = Image.fromarray(strokes(mask, layer)).convert("P"), paints(layer)
-    image.putpalette(table[:, :3].tobytes())
+    """Encode a mask as a transparent palette PNG."""
+    image, colors = Image.fromarray(mask_codes(mask, layer)).convert("P"), palette(layer)
+    image.putpalette(colors[:, :3].tobytes())
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True, transparency=table[:, 3].tobytes(), bits=2)
+    image.save(file, "PNG", optimize=True, transparency=colors[:, 3].tobytes(), bits=2)
     return file.getvalue()
 
 
 def image_jpeg(image: UInt8[np.ndarray, "h w"]) -> bytes:
-    """Returns an X-ray as a JPEG."""
+    """Encode an X-ray as JPEG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=88)
     return file.getvalue()
 
 
-def painted(example: Example) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns an X-ray with the masks that a page opens with, as one picture."""
-    picture = np.repeat(example.image[..., None], 3, -1).astype(np.float32)
-    for layer in (layer for layer in LAYERS if layer.shown):
-        for k in example.drawn(layer.key):
-            codes = strokes(example.layers[layer.key][..., k], layer)
-            drawn = np.nonzero(codes)
-            colours = paints(layer)[codes[drawn]].astype(np.float32)
-            picture[drawn] += colours[:, 3:] / 255 * (colours[:, :3] - picture[drawn])
-    return np.rint(picture).astype(np.uint8)
+def blend_masks(example: Example) -> UInt8[np.ndarray, "h w 3"]:
+    """Blend an X-ray with the masks that a page opens with into one RGB image."""
+    blended = np.repeat(example.image[..., None], 3, -1).astype(np.float32)
+    for layer in (layer for layer in LAYERS if layer.visible):
+        for k in example.nonempty(layer):
+            codes = mask_codes(example.layers[layer.key][..., k], layer)
+            pixels = np.nonzero(codes)
+            colors = palette(layer)[codes[pixels]].astype(np.float32)
+            blended[pixels] += colors[:, 3:] / 255 * (colors[:, :3] - blended[pixels])
+    return np.rint(blended).astype(np.uint8)
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """Returns bytes of a media type as a URI that holds them."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def data_uri(content: bytes, media_type: str) -> str:
+    """Return bytes as a data URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def described(example: Example) -> str:
-    """Returns in words what is drawn on an image, for those who do not see it."""
-    parts = []
-    for layer in LAYERS:
-        names = [PATHOLOGIES[k] for k in example.drawn(layer.key)]
-        if layer.key in example.layers:
-            parts.append(f"{layer.title}: {', '.join(names) or 'nothing'}")
+def alt_text(example: Example) -> str:
+    """Describe an image and its masks in words, for screen readers."""
+    parts = [
+        f"{layer.title}: {', '.join(PATHOLOGIES[k] for k in example.nonempty(layer)) or 'nothing'}"
+        for layer in LAYERS
+        if layer.key in example.layers
+    ]
     return f"Chest X-ray {example.image_id}. {'; '.join(parts)}."
 
 
-def example_card(example: Example) -> str:
-    """Returns one example as HTML: the X-ray, its masks on top, and its scores."""
-    masks = [
-        f'<img class="mask layer-{layer.key}" data-pathology="{k}" alt="" '
-        f'src="{data_uri(mask_png(example.layers[layer.key][..., k], layer), "image/png")}">'
-        for layer in LAYERS
-        for k in example.drawn(layer.key)
-    ]
-    scores = {PATHOLOGIES.index(name): value for name, value in example.scores.items()}
-    chips = [
-        f'<li data-pathology="{k}" data-score="{value:.4f}">'
-        f"{escape(PATHOLOGIES[k])} <b>{value:.2f}</b></li>"
-        for k, value in sorted(scores.items())
-        if value is not None and np.isfinite(value)
-    ]
+def example_card(example: Example) -> dict[str, Any]:
+    """Return what the page shows of an example: the X-ray, its masks and its scores."""
     height, width = example.image.shape
-    return (
-        f'<figure class="card"><button type="button" class="xray" '
-        f'aria-label="Enlarge {escape(example.image_id)}" style="aspect-ratio:{width}/{height}">'
-        f'<img alt="{escape(described(example))}" '
-        f'src="{data_uri(image_jpeg(example.image), "image/jpeg")}">{"".join(masks)}</button>'
-        f"<figcaption>{escape(example.image_id)}<ul>{''.join(chips)}</ul></figcaption></figure>"
-    )
-
-
-def gallery(examples: Sequence[Example], sets: Mapping[bool, tuple[str, str]] = SETS) -> str:
-    """Returns all examples as HTML, with a switch for every layer, a menu of pathologies, and orders."""
-    if not examples:
-        return "<p>No examples were kept.</p>"
-    used = [layer for layer in LAYERS if any(layer.key in example.layers for example in examples)]
-    hidden = [f":root:has(#show-{layer.key}:not(:checked)) .layer-{layer.key}" for layer in used]
-    switches = [
-        f'<label style="--layer:{layer.css}"><input type="checkbox" id="show-{layer.key}" '
-        f'data-digit="{LAYERS.index(layer) + 1}"{" checked" if layer.shown else ""}>'
-        f'<i class="swatch {layer.key}"></i>{layer.title} <kbd>{LAYERS.index(layer) + 1}</kbd></label>'
-        for layer in used
+    masks = [
+        (layer, k, mask_png(example.layers[layer.key][..., k], layer))
+        for layer in LAYERS
+        for k in example.nonempty(layer)
     ]
-    found = sorted({k for example in examples for layer in used for k in example.drawn(layer.key)})
-    options = [f'<option value="{k}">{escape(PATHOLOGIES[k])}</option>' for k in found]
-    return (
-        f"<style>{','.join(hidden)}{{display:none}}</style>"
-        f'<form class="controls"><fieldset><legend>Layers</legend>{"".join(switches)}</fieldset>'
-        f'<label>Pathology <select id="pathology"><option value="">all</option>{"".join(options)}'
-        '</select></label><label>Order <select id="order"><option value="given">as given</option>'
-        '<option value="best">best first</option><option value="median">median first</option>'
-        '<option value="worst">worst first</option></select></label></form>'
-        + "".join(
-            f'<section class="set"><h3>{title}</h3><p class="note">{note}</p>'
-            f'<div class="cards">{"".join(map(card, some))}</div></section>'
-            for weak, (title, note) in sets.items()
-            if (some := [example for example in examples if example.weak == weak])
-        )
-    )
+    scores = [(k, name, example.scores.get(name)) for k, name in enumerate(PATHOLOGIES)]
+    return {
+        "image_id": example.image_id,
+        "height": height,
+        "width": width,
+        "alt": alt_text(example),
+        "image": data_uri(image_jpeg(example.image), "image/jpeg"),
+        "masks": [
+            {"layer": layer.key, "pathology": k, "image": data_uri(png, "image/png")}
+            for layer, k, png in masks
+        ],
+        "scores": [
+            {"pathology": k, "name": name, "value": value}
+            for k, name, value in scores
+            if value is not None and np.isfinite(value)
+        ],
+    }
+
+
+def gallery(
+    examples: Sequence[Example], groups: Mapping[bool, tuple[str, str]]
+) -> dict[str, Any] | None:
+    """Return the page's gallery: switches of layers, a menu of pathologies, and groups of cards.
+
+    Args:
+        examples: to show; None is returned without any.
+        groups: title and note of the group of each value of `Example.weak`.
+    """
+    if not examples:
+        return None
+    layers = [layer for layer in LAYERS if any(layer.key in e.layers for e in examples)]
+    pathologies = sorted({k for e in examples for layer in layers for k in e.nonempty(layer)})
+    members = {weak: [e for e in examples if e.weak == weak] for weak in groups}
+    return {
+        "layers": [
+            {
+                "key": layer.key,
+                "title": layer.title,
+                "css": layer.css,
+                "digit": LAYERS.index(layer) + 1,
+                "visible": layer.visible,
+            }
+            for layer in layers
+        ],
+        "pathologies": [(k, PATHOLOGIES[k]) for k in pathologies],
+        "groups": [
+            {"title": title, "note": note, "cards": [example_card(e) for e in members[weak]]}
+            for weak, (title, note) in groups.items()
+            if members[weak]
+        ],
+    }

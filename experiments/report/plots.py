@@ -1,6 +1,6 @@
 """Plots: training curves, IoU by pathology, and IoU by rho, as PNG files.
 
-Drawn with Matplotlib's objects, so nothing global is touched and no display is needed.
+They use Matplotlib's objects instead of pyplot: no global state, no display.
 """
 
 import math
@@ -17,86 +17,85 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.runtime.atomic_write import atomic_write
-from experiments.report.tables import SOURCES, known, part, sources_of
+from experiments.report.tables import SOURCES, is_number, lookup, sources_of
 
-COLOURS: Final = {"run": "#0072B2", "cam": "#CC79A7", "prior": "#B5B9BE", "human": "#009E73"}
-"""Okabe and Ito's, and a grey."""
-
+COLORS: Final = {"run": "#0072B2", "cam": "#CC79A7", "prior": "#B5B9BE", "human": "#009E73"}
+"""By source, from the palette of Okabe and Ito, and a gray."""
 SCORE: Final = "#D55E00"
 QUIET: Final = "#6B7178"
 DPI: Final = 150
 
 
-def save(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG, whole."""
-    with atomic_write(path) as aside:
-        FigureCanvasAgg(figure).print_png(aside)
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, atomically."""
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
-def tidy(axes: Axes) -> None:
-    """Leaves an axis with no more ink than it needs."""
+def style_axes(axes: Axes) -> None:
+    """Remove the upper and right spines and gray out the others."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
     axes.tick_params(colors=QUIET, labelsize=9)
     axes.set_axisbelow(True)
 
 
-def column(
+def metric_curve(
     rows: Sequence[Mapping[str, Any]], name: str
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Returns the steps and values of the rows that have a number under a name."""
-    pairs = [(row["step"], row[name]) for row in rows if known(row.get(name))]
+    """Return the steps and values of a metric, without rows that lack it."""
+    pairs = [(row["step"], row[name]) for row in rows if is_number(row.get(name))]
     return np.array([x for x, _ in pairs], float), np.array([y for _, y in pairs], float)
 
 
-def smooth(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Returns the mean over a centred window of a twentieth of the values, narrower at the ends."""
-    reach = len(values) // 40
+def moving_average(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Average over a centered window of a twentieth of the values, cut off at the ends."""
+    radius = len(values) // 40
     sums = np.concatenate([[0.0], values.cumsum()])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    centers = np.arange(len(values))
+    low, high = np.maximum(centers - radius, 0), np.minimum(centers + radius + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
 
 
 def plot_training(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draws loss and score of every stage that was trained, a panel each.
+    """Plot the loss and the validation score of every training stage, a panel each.
 
     Args:
         path: the PNG.
-        curves: by stage, the rows of its `metrics.jsonl`: a step with a loss, a score or both.
+        curves: rows of `metrics.jsonl` by stage: a step with a loss, a score or both.
     """
     columns = min(len(curves), 3) or 1
     lines = math.ceil(len(curves) / columns) or 1
-    # The padding keeps one panel's score from reading as the next one's loss.
+    # The padding keeps a panel's score axis apart from the next panel's loss axis.
     layout = ConstrainedLayoutEngine(w_pad=0.12)
     figure = Figure(figsize=(3.8 * columns, 2.9 * lines), layout=layout)
     for place, (name, rows) in enumerate(curves.items(), 1):
         axes = figure.add_subplot(lines, columns, place)
-        tidy(axes)
+        style_axes(axes)
         axes.set_title(name, fontsize=11, loc="left")
         axes.set_xlabel("step", fontsize=9, color=QUIET)
-        axes.set_ylabel("loss", fontsize=9, color=COLOURS["run"])
+        axes.set_ylabel("loss", fontsize=9, color=COLORS["run"])
         axes.grid(axis="y", color="#E4E6E9", linewidth=0.7)
-        steps, losses = column(rows, "loss")
-        axes.plot(steps, losses, color=COLOURS["run"], linewidth=0.8, alpha=0.3)
-        axes.plot(steps, smooth(losses), color=COLOURS["run"], linewidth=1.6)
-        steps, scores = column(rows, "score")
-        # A training that nothing evaluates logs its step for a score.
+        steps, losses = metric_curve(rows, "loss")
+        axes.plot(steps, losses, color=COLORS["run"], linewidth=0.8, alpha=0.3)
+        axes.plot(steps, moving_average(losses), color=COLORS["run"], linewidth=1.6)
+        steps, scores = metric_curve(rows, "score")
+        # A stage without validation logs the step as its score.
         if (scores != steps).any():
             right = axes.twinx()
-            tidy(right)
+            style_axes(right)
             right.spines["right"].set(visible=True, color=QUIET)
             right.plot(steps, scores, "o-", color=SCORE, markersize=4, linewidth=0.8)
             right.set_ylabel("score", fontsize=9, color=SCORE)
-    save(path, figure)
+    save_figure(path, figure)
 
 
 def plot_iou(path: Path, report: Mapping[str, Any]) -> None:
-    """Draws pooled IoU by pathology, and its mean: this run with its interval, and the others.
+    """Plot pooled IoU by pathology and its mean: this run with its interval, and the other sources.
 
     Args:
         path: the PNG.
-        report: what the evaluation found, as in `report.json`.
+        report: the content of `report.json`.
     """
     sources = sources_of(report, "pooled")
     names = [*PATHOLOGIES, "Mean"]
@@ -105,17 +104,17 @@ def plot_iou(path: Path, report: Mapping[str, Any]) -> None:
         figsize=(8.6, 0.9 + 0.13 * len(names) * (len(sources) + 1)), layout="constrained"
     )
     axes = figure.add_subplot()
-    tidy(axes)
+    style_axes(axes)
     axes.grid(axis="x", color="#E4E6E9", linewidth=0.7)
     for rank, source in enumerate(sources):
-        entries = [part(report, "pooled", source, name) for name in PATHOLOGIES]
-        entries.append(part(report, "mean", source))
+        entries = [lookup(report, "pooled", source, name) for name in PATHOLOGIES]
+        entries.append(lookup(report, "mean", source))
         places = np.arange(len(names)) + (rank - (len(sources) - 1) / 2) * height
-        values = [entry["iou"] if known(entry.get("iou")) else 0.0 for entry in entries]
-        axes.barh(places, values, height, color=COLOURS[source], label=SOURCES[source])
+        values = [entry["iou"] if is_number(entry.get("iou")) else 0.0 for entry in entries]
+        axes.barh(places, values, height, color=COLORS[source], label=SOURCES[source])
         for place, entry in zip(places, entries, strict=True):
             low, high = entry.get("lower"), entry.get("upper")
-            if source == "run" and known(low) and known(high):
+            if source == "run" and is_number(low) and is_number(high):
                 axes.plot([low, high], [place] * 2, "|-", color="black", linewidth=1, markersize=4)
     axes.axhline(len(PATHOLOGIES) - 0.5, color=QUIET, linewidth=0.7)
     axes.set_yticks(range(len(names)), names)
@@ -125,33 +124,33 @@ def plot_iou(path: Path, report: Mapping[str, Any]) -> None:
     axes.set_xlabel("pooled IoU", fontsize=9, color=QUIET)
     if sources:
         figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(sources))
-    save(path, figure)
+    save_figure(path, figure)
 
 
 def plot_rhos(path: Path, rhos: Sequence[Mapping[str, Any]], rho: float) -> None:
-    """Draws the mean pooled IoU of runs that differ in rho alone, each with its interval.
+    """Plot the mean pooled IoU of runs that differ in rho alone, each with its interval.
 
     Args:
         path: the PNG.
-        rhos: the runs, `rho`, `iou`, `lower` and `upper` of each, by rising rho.
-        rho: this run's, which is filled.
+        rhos: `rho`, `iou`, `lower` and `upper` of each run, in the order of rho.
+        rho: of this run, whose marker is filled.
     """
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.add_subplot()
-    tidy(axes)
+    style_axes(axes)
     axes.grid(axis="y", color="#E4E6E9", linewidth=0.7)
-    shown = [row for row in rhos if known(row.get("iou"))]
+    rows = [row for row in rhos if is_number(row.get("iou"))]
     axes.plot(
-        [r["rho"] for r in shown], [r["iou"] for r in shown], color=COLOURS["run"], linewidth=0.8
+        [r["rho"] for r in rows], [r["iou"] for r in rows], color=COLORS["run"], linewidth=0.8
     )
-    for row in shown:
+    for row in rows:
         low, high = row.get("lower"), row.get("upper")
-        if known(low) and known(high):
-            axes.plot([row["rho"]] * 2, [low, high], "_-", color=COLOURS["run"], linewidth=1.2)
-        fill = COLOURS["run"] if row["rho"] == rho else "white"
-        axes.plot(row["rho"], row["iou"], "o", color=COLOURS["run"], markerfacecolor=fill)
+        if is_number(low) and is_number(high):
+            axes.plot([row["rho"]] * 2, [low, high], "_-", color=COLORS["run"], linewidth=1.2)
+        fill = COLORS["run"] if row["rho"] == rho else "white"
+        axes.plot(row["rho"], row["iou"], "o", color=COLORS["run"], markerfacecolor=fill)
     axes.set_xlim(-0.04, 1.04)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("ρ, the share of expert masks", fontsize=9, color=QUIET)
     axes.set_ylabel("mean pooled IoU", fontsize=9, color=QUIET)
-    save(path, figure)
+    save_figure(path, figure)

@@ -1,232 +1,272 @@
-"""Tables of the report, as HTML, and how their numbers are written.
+"""The report's tables as plain data, and the format of their numbers.
 
-What is missing or not a number is shown as a dash.
+A value that is missing or not finite is shown as a dash.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS, PATHOLOGIES
 
 SOURCES: Final = {"run": "This run", "cam": "CAM", "prior": "Prior", "human": "Human"}
-"""What IoU is reported of, in the order of columns; human is the second reader."""
+"""The sources of masks that are scored, in the order of columns; human is the second reader."""
 
-MODES: Final = {
-    "true_pos_only_True": (
+PER_IMAGE: Final = (
+    (
         "true_pos_only: images where truth and mask are both drawn",
         "A finding that was missed altogether does not count, which makes this number kind.",
+        ("per_image", "true_pos_only_True"),
     ),
-    "true_pos_only_False": (
+    (
         "All: images where truth or mask is drawn",
         "A missed finding counts as zero, and so does a false alarm.",
+        ("per_image", "true_pos_only_False"),
     ),
-}
-"""CheXlocalize's two ways to average over images."""
+    (
+        "Hit rate",
+        "The share of drawn images whose map is greatest inside the truth.",
+        ("hit_rate",),
+    ),
+)
+"""Title, note and key of CheXlocalize's scores per image: mean IoU in both modes, and hit rate."""
+
+PSEUDO: Final = {"cam": "CAM", "irnet": "IRNet", "prior": "Prior", "prior_labels": "Prior + labels"}
+"""The kinds of pseudo-masks that are scored, in the order of columns."""
 
 DASH: Final = "–"
 
-Rows = Sequence[Sequence[str]]
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: what it says.
+        best: whether it is the maximum of those it is compared with, and bold.
+        code: whether it is an identifier, and monospaced.
+        interval: of the number in `text`.
+        bar: the number as the length of a bar, percent.
+        whiskers: the interval as positions on that bar, percent.
+    """
+
+    text: str = ""
+    best: bool = False
+    code: bool = False
+    interval: str = ""
+    bar: float | None = None
+    whiskers: tuple[float, float] | None = None
 
 
-def known(value: Any) -> TypeGuard[float]:
-    """Returns whether a value is a number one can show."""
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is its heading."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    foot: Sequence[Cell] = ()
+    note: str = ""
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def number(value: Any) -> str:
-    """Returns a value with three decimals, or a dash."""
-    return f"{value:.3f}" if known(value) else DASH
+def format_number(value: Any) -> str:
+    """Format a value with three decimals."""
+    return f"{value:.3f}" if is_number(value) else DASH
 
 
-def whole_number(value: Any) -> str:
-    """Returns a count with its thousands apart, or a dash."""
-    return f"{value:,}" if known(value) else DASH
+def format_count(value: Any) -> str:
+    """Format a count with separators between thousands."""
+    return f"{value:,}" if is_number(value) else DASH
 
 
-def interval(entry: Mapping[str, Any]) -> str:
-    """Returns the interval of an entry, or nothing where it has none."""
+def format_interval(entry: Mapping[str, Any]) -> str:
+    """Format the interval of an entry; empty if it has none."""
     low, high = entry.get("lower"), entry.get("upper")
-    return f"[{number(low)}, {number(high)}]" if known(low) and known(high) else ""
+    if not (is_number(low) and is_number(high)):
+        return ""
+    return f"[{format_number(low)}, {format_number(high)}]"
 
 
-def part(report: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """Returns what lies under some keys; an empty mapping where something on the way is missing."""
-    found: Any = report
+def lookup(report: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return the mapping under nested keys; empty if any of them is missing."""
+    entry: Any = report
     for key in keys:
-        found = (found or {}).get(key)
-    return found or {}
+        entry = (entry or {}).get(key)
+    return entry or {}
 
 
 def sources_of(report: Mapping[str, Any], *keys: str) -> list[str]:
-    """Returns the sources of masks for which there are numbers under some keys."""
-    return [source for source in SOURCES if part(report, *keys, source)]
+    """Return the sources of masks that have numbers under nested keys."""
+    return [source for source in SOURCES if lookup(report, *keys, source)]
 
 
-def heading(text: str, *, bar: bool = False) -> str:
-    """Returns a column's heading."""
-    kind = ' class="bar"' if bar else ""
-    return f'<th scope="col"{kind}>{escape(text)}</th>'
+def terminal_table(report: Mapping[str, Any]) -> str:
+    """Format the pooled IoUs for the terminal, at most 100 columns wide."""
+    others = [source for source in sources_of(report, "pooled") if source != "run"]
+
+    def line(name: str, n: str, run: str, rest: Sequence[str]) -> str:
+        return f" {name:<26}  {n:>8}  {run:<20}" + "".join(f"  {text:>7}" for text in rest)
+
+    def scores(name: str, n: str, keys: tuple[str, ...], last: tuple[str, ...] = ()) -> str:
+        run = lookup(report, *keys, "run", *last)
+        rest = [lookup(report, *keys, source, *last).get("iou") for source in others]
+        own = f"{format_number(run.get('iou'))} {format_interval(run)}"
+        return line(name, n, own, [format_number(value) for value in rest])
+
+    counts = lookup(report, "n")
+    head = line("Pooled IoU", "n", "This run [95 %]", [SOURCES[source] for source in others])
+    rule = "─" * (len(head) + 1)
+    rows = [scores(k, format_count(counts.get(k)), ("pooled",), (k,)) for k in PATHOLOGIES]
+    return "\n".join([rule, head, rule, *rows, rule, scores("Mean", "", ("mean",)), rule])
 
 
-def html_table(caption: str, head: Sequence[str], rows: Rows, foot: Sequence[str] = ()) -> str:
-    """Returns a table of headings and cells in HTML; the first cell of a row names the row."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f'<tr><th scope="row">{cells[0]}</th>{"".join(cells[1:])}</tr>'
-
-    last = f"<tfoot>{line(foot)}</tfoot>" if foot else ""
-    return (
-        f'<div class="scroll"><table><caption>{caption}</caption>'
-        f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(map(line, rows))}</tbody>"
-        f"{last}</table></div>"
-    )
+def count_cell(value: Any) -> Cell:
+    """Return the cell of a count."""
+    return Cell(format_count(value))
 
 
-def cell(text: str, *, best: bool = False) -> str:
-    """Returns a cell of text."""
-    return f'<td class="best">{escape(text)}</td>' if best else f"<td>{escape(text)}</td>"
+def bar_cell(
+    value: Any, entry: Mapping[str, Any] | None = None, *, start: float = 0.0, best: bool = False
+) -> Cell:
+    """Return the cell of a number and its interval, with a bar from `start` to 1."""
+
+    def percent(at: Any) -> float:
+        return 100 * min(max((at - start) / (1 - start), 0), 1) if is_number(at) else 0.0
+
+    entry = entry or {}
+    interval = format_interval(entry)
+    whiskers = (percent(entry["lower"]), percent(entry["upper"])) if interval else None
+    return Cell(format_number(value), best, False, interval, percent(value), whiskers)
 
 
-def bar(value: Any, entry: Mapping[str, Any], *, start: float = 0.0, best: bool = False) -> str:
-    """Returns a cell with a number, its interval, and both as a bar from `start` to 1."""
-
-    def place(at: Any) -> str:
-        share = (at - start) / (1 - start) if known(at) else 0.0
-        return f"{100 * min(max(share, 0), 1):.1f}%"
-
-    limits = interval(entry)
-    whisker = (
-        f'<s style="left:{place(entry["lower"])};right:calc(100% - {place(entry["upper"])})"></s>'
-        if limits
-        else ""
-    )
-    return (
-        f'<td class="{"bar best" if best else "bar"}"><span>{number(value)} <small>{limits}</small>'
-        f'</span><i><b style="width:{place(value)}"></b>{whisker}</i></td>'
-    )
+def mark_best(values: Sequence[Any]) -> list[bool]:
+    """Mark the maximum of some values, if it is above zero."""
+    top = max((value for value in values if is_number(value) and value > 0), default=None)
+    return [top is not None and value == top for value in values]
 
 
-def greatest(values: Iterable[Any]) -> float | None:
-    """Returns the greatest number above zero, which a row marks; None without one."""
-    return max((value for value in values if known(value) and value > 0), default=None)
-
-
-def iou_cells(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a row's cells: this run with a bar, the others as numbers, the greatest marked."""
-    top = greatest(entry.get("iou") for entry in entries.values())
-    cells = []
-    for source, entry in entries.items():
-        value = entry.get("iou")
-        best = top is not None and value == top
-        run = source == "run"
-        cells.append(bar(value, entry, best=best) if run else cell(number(value), best=best))
-    return cells
-
-
-def iou_table(report: Mapping[str, Any]) -> str:
-    """Returns the main table: pooled IoU by pathology."""
-    sources = sources_of(report, "pooled")
-    counts, thresholds = part(report, "n"), part(report, "thresholds")
-    rows = []
-    for name in PATHOLOGIES:
-        entries = {source: part(report, "pooled", source, name) for source in sources}
-        threshold = thresholds.get(name)
-        chosen = f"{threshold:.2f}" if known(threshold) else DASH
-        cells = [cell(whole_number(counts.get(name))), *iou_cells(entries), cell(chosen)]
-        rows.append([escape(name), *cells])
-    means = {source: part(report, "mean", source) for source in sources}
-    columns = [heading(SOURCES[source], bar=source == "run") for source in sources]
-    head = [heading("Pathology"), heading("n"), *columns, heading("Threshold")]
-    foot = ["Mean", cell(""), *iou_cells(means), cell("")]
-    return html_table("Pooled IoU at the letterbox", head, rows, foot)
-
-
-def image_tables(report: Mapping[str, Any]) -> str:
-    """Returns the per-image tables: IoU in both of CheXlocalize's modes, and the hit rate."""
-    tables = [(title, note, ("per_image", mode)) for mode, (title, note) in MODES.items()] + [
-        (
-            "Hit rate",
-            "The share of drawn images whose map is greatest inside the truth.",
-            ("hit_rate",),
+def iou_cells(entries: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+    """Return the cells of IoUs by source: this run with a bar, the others as numbers."""
+    values = [entry.get("iou") for entry in entries.values()]
+    return [
+        bar_cell(value, entry, best=best) if source == "run" else Cell(format_number(value), best)
+        for (source, entry), value, best in zip(
+            entries.items(), values, mark_best(values), strict=True
         )
     ]
-    pieces = []
-    for title, note, keys in tables:
+
+
+def iou_table(report: Mapping[str, Any]) -> Table:
+    """Return the main table: pooled IoU by pathology."""
+    sources = sources_of(report, "pooled")
+    counts, thresholds = lookup(report, "n"), lookup(report, "thresholds")
+    rows = []
+    for name in PATHOLOGIES:
+        ious = iou_cells({source: lookup(report, "pooled", source, name) for source in sources})
+        threshold = thresholds.get(name)
+        last = Cell(f"{threshold:.2f}" if is_number(threshold) else DASH)
+        rows.append([Cell(name), count_cell(counts.get(name)), *ious, last])
+    means = iou_cells({source: lookup(report, "mean", source) for source in sources})
+    head = ["Pathology", "n", *(SOURCES[source] for source in sources), "Threshold"]
+    foot = [Cell("Mean"), Cell(), *means, Cell()]
+    return Table("Pooled IoU at the letterbox", head, rows, foot)
+
+
+def image_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of CheXlocalize's scores per image."""
+    tables = []
+    for title, note, keys in PER_IMAGE:
         sources = sources_of(report, *keys)
         rows = []
         for name in PATHOLOGIES:
-            cells = []
-            for source in sources:
-                entry = part(report, *keys, source, name)
-                cells += [bar(entry.get("mean"), entry), cell(whole_number(entry.get("n")))]
-            rows.append([escape(name), *cells])
-        head = [heading("Pathology")]
-        for source in sources:
-            head += [heading(SOURCES[source], bar=True), heading("n")]
-        caption = f"{escape(title)}<em>{escape(note)}</em>"
-        pieces.append(html_table(caption, head, rows))
-    return "".join(pieces)
+            entries = [lookup(report, *keys, source, name) for source in sources]
+            cells = [(bar_cell(e.get("mean"), e), count_cell(e.get("n"))) for e in entries]
+            rows.append([Cell(name), *(cell for pair in cells for cell in pair)])
+        head = ["Pathology", *(text for source in sources for text in (SOURCES[source], "n"))]
+        tables.append(Table(title, head, rows, note=note))
+    return tables
 
 
-def classifier_table(report: Mapping[str, Any]) -> str:
-    """Returns the classifier's AUROC by observation."""
-    scores, counts = part(report, "classifier", "auroc"), part(report, "classifier", "n")
+def classifier_table(report: Mapping[str, Any]) -> Table:
+    """Return the classifier's AUROC by observation."""
+    scores, counts = lookup(report, "classifier", "auroc"), lookup(report, "classifier", "n")
     rows = [
-        [escape(name), cell(whole_number(counts.get(name))), bar(scores.get(name), {}, start=0.5)]
+        [Cell(name), count_cell(counts.get(name)), bar_cell(scores.get(name), start=0.5)]
         for name in OBSERVATIONS
     ]
-    five = [scores[name] for name in COMPETITION_OBSERVATIONS if known(scores.get(name))]
+    five = [scores[name] for name in COMPETITION_OBSERVATIONS if is_number(scores.get(name))]
     mean = sum(five) / 5 if len(five) == 5 else None
-    foot = ["Mean of CheXpert's five", cell(""), bar(mean, {}, start=0.5)]
-    head = [heading("Observation"), heading("n"), heading("AUROC", bar=True)]
-    return html_table("Classifier: AUROC", head, rows, foot)
+    foot = [Cell("Mean of CheXpert's five"), Cell(), bar_cell(mean, start=0.5)]
+    return Table("Classifier: AUROC", ["Observation", "n", "AUROC"], rows, foot)
 
 
-def pseudo_table(report: Mapping[str, Any]) -> str:
-    """Returns the IoU of the pseudo-masks with masks that training never saw, if it is known."""
-    kinds = {
-        "cam": "CAM",
-        "irnet": "IRNet",
-        "prior": "Prior",
-        "prior_labels": "Prior + labels",
-    }
-    if not part(report, "pseudo_masks"):
-        return "<p>Pseudo-masks were not measured: no masks to hold them to.</p>"
+def pseudo_table(report: Mapping[str, Any]) -> Table | None:
+    """Return the IoU of pseudo-masks with hidden masks, if it was measured."""
+    if not lookup(report, "pseudo_masks"):
+        return None
 
-    def cells(values: Sequence[Any]) -> list[str]:
-        top = greatest(values)
-        return [cell(number(v), best=top is not None and v == top) for v in values]
+    def cells(name: str, values: Sequence[Any]) -> list[Cell]:
+        pairs = zip(values, mark_best(values), strict=True)
+        return [Cell(name), *(Cell(format_number(value), best) for value, best in pairs)]
 
     rows = [
-        [escape(name), *cells([part(report, "pseudo_masks", kind).get(name) for kind in kinds])]
+        cells(name, [lookup(report, "pseudo_masks", kind).get(name) for kind in PSEUDO])
         for name in PATHOLOGIES
     ]
-    means = part(report, "pseudo_masks", "means")
-    foot = ["Mean", *cells([means.get(kind) for kind in kinds])]
-    head = [heading("Pathology"), *map(heading, kinds.values())]
-    return html_table("Pseudo-masks: pooled IoU", head, rows, foot)
+    means = lookup(report, "pseudo_masks", "means")
+    foot = cells("Mean", [means.get(kind) for kind in PSEUDO])
+    return Table("Pseudo-masks: pooled IoU", ["Pathology", *PSEUDO.values()], rows, foot)
 
 
-def rho_table(report: Mapping[str, Any]) -> str:
-    """Returns the runs that differ from this one in rho alone, side by side; nothing without any."""
+def rho_table(report: Mapping[str, Any]) -> Table | None:
+    """Return the runs that differ from this one in rho alone, if there are others."""
     runs = report.get("rhos") or []
     if len(runs) < 2:
-        return ""
-    top = greatest(run.get("iou") for run in runs)
-    rows = [
-        [
-            f"ρ = {escape(str(run.get('rho')))}"
-            + (" (this run)" if run.get("rho") == report.get("rho") else ""),
-            bar(run.get("iou"), run, best=top is not None and run.get("iou") == top),
-            f"<td><code>{escape(str(run.get('folder')))}</code></td>",
-        ]
-        for run in runs
-    ]
-    caption = (
-        "Other shares of expert masks<em>Finished runs in the same place whose settings and data "
-        "are this run's but for ρ: 0 is pseudo-masks alone, 1 is expert masks alone.</em>"
+        return None
+    rows = []
+    for run, best in zip(runs, mark_best([run.get("iou") for run in runs]), strict=True):
+        own = " (this run)" if run.get("rho") == report.get("rho") else ""
+        folder = Cell(str(run.get("folder")), code=True)
+        rows.append(
+            [Cell(f"ρ = {run.get('rho')}{own}"), bar_cell(run.get("iou"), run, best=best), folder]
+        )
+    return Table(
+        "Other shares of expert masks",
+        ["Run", "Mean pooled IoU", "Folder"],
+        rows,
+        note="Finished runs in the same place whose settings and data are this run's but for ρ: 0 is "
+        "pseudo-masks alone, 1 is expert masks alone.",
     )
-    head = [heading("Run"), heading("Mean pooled IoU", bar=True), heading("Folder")]
-    return html_table(caption, head, rows)
+
+
+def provenance_tables(report: Mapping[str, Any]) -> dict[str, Table]:
+    """Return the tables of what produced the numbers: stages, data, software and device."""
+    stages = [
+        [
+            Cell(str(stage.get("name"))),
+            Cell("reused" if stage.get("reused") else f"{stage.get('seconds') or 0:,.1f} s"),
+            Cell(str(stage.get("folder")), code=True),
+        ]
+        for stage in report.get("stages") or []
+    ]
+    data = [
+        [
+            Cell(str(name)),
+            count_cell(entry.get("images")),
+            Cell(str(entry.get("fingerprint")), code=True),
+        ]
+        for name, entry in lookup(report, "data").items()
+    ]
+    versions = {**lookup(report, "versions"), "Device": report.get("device") or DASH}
+    software = [[Cell(str(name)), Cell(str(value))] for name, value in versions.items()]
+    return {
+        "Stages": Table("Stages in order", ["Stage", "Time", "Folder"], stages),
+        "Data": Table("What was read", ["Data", "Images", "Fingerprint"], data),
+        "Versions": Table("Software and device", ["Name", "Version"], software),
+    }

@@ -46,9 +46,9 @@ def report():
             "n": dict.fromkeys(OBSERVATIONS, 9),
         },
         "pseudo_masks": {**dict.fromkeys(kinds, ious), "means": dict.fromkeys(kinds, 0.3)},
-        "rhos": [{"rho": r, **entry(v), "folder": "evaluate-0123456789ab"} for r, v in RHOS],
+        "rhos": [{"rho": r, **entry(v), "folder": "evaluation-0123456789ab"} for r, v in RHOS],
         "data": {"test": {"images": 200, "fingerprint": "0123456789abcdef" * 4}},
-        "settings": {"segment": {"steps": 400}},
+        "settings": {"segmenter": {"steps": 400}},
     }
 
 
@@ -175,7 +175,7 @@ def test_every_layer_has_a_switch_and_a_key(open_page, digit):
         assert visible == [box.is_checked()] * len(visible) and visible
         seen.append(visible[0])
         assert page.locator(f".mask:not(.layer-{layer.key}):visible").count() == others
-    assert seen == [layer.shown, not layer.shown, layer.shown]
+    assert seen == [layer.visible, not layer.visible, layer.visible]
 
 
 def test_choose_a_pathology_then_an_order(open_page):
