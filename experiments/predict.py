@@ -1,17 +1,17 @@
-"""Masks for a folder of X-rays: `python -m experiments.predict --model DIR --images PATH --out OUT`.
+"""Segment a folder of X-rays: `python -m experiments.predict --model DIR --images PATH --out OUT`.
 
 `--model` is a folder of `experiments.export`; `--images` takes files, folders and globs of JPEG, PNG and
 DICOM files. Writes to `--out`:
 
     pred_segmentations.json   CheXlocalize's run lengths at native size, for `experiments.evaluate` too
-    findings.csv              greatest and mean probability, and area, of every finding of every image
-    overlays/                 what was drawn, a PNG an image
+    findings.csv              maximum and mean probability, and area, of every finding in every image
+    overlays/                 a PNG of every image with its masks
     report.html               the first images, to look through
     failed.csv                files that could not be used, and why
 
-`--maps` adds probability maps (16-bit PNG, the letterbox), `--dicom-seg` a DICOM Segmentation for every
-DICOM file in which something is drawn. Stopped anywhere, the same command goes on. Exit codes: 0, all is
-done; 2, nothing could be started; 3, some files were left out. Not a medical device.
+`--maps` adds probability maps (16-bit PNG, letterboxed), `--dicom-seg` a DICOM Segmentation for every
+DICOM file with a mask that is not empty. The same command resumes a stopped one. Exit codes: 0, success;
+2, nothing could be started; 3, some files were left out. Not a medical device.
 """
 
 import sys
@@ -36,110 +36,115 @@ from experiments.prediction.inputs import InputFile, find_inputs
 from experiments.prediction.outputs import write_outputs
 from experiments.prediction.progress import ProgressJournal
 from experiments.prediction.rendering import RenderOptions, render_result
-from experiments.run.cli import errors_to_exit_code_2
+from experiments.run.cli import exit_on_errors
 
 
 @dataclass(frozen=True)
 class Config:
-    """Segments X-rays."""
+    """Segment X-rays."""
 
     model: Path
     """A folder of `experiments.export`."""
     images: tuple[str, ...]
-    """Files, folders (searched to the bottom) and globs."""
+    """Files, folders (searched recursively) and globs."""
     out: Path
-    """Where the results go; what is done already is not done again."""
+    """The folder of the results; finished results in it are not made again."""
     batch_size: int = 32
-    """X-rays at once, over all devices of this machine."""
+    """Number of X-rays in a batch, over all devices of this machine."""
     threads: int = 8
-    """X-rays read, and drawn, at once."""
+    """Number of threads that read X-rays, and of those that render results."""
     overlays: bool = True
-    """Draw every X-ray with its masks: worth most of the time that a small network takes."""
+    """Write every X-ray with its masks: most of the time if the network is small."""
     maps: bool = False
-    """Keep probability maps, a 16-bit PNG a finding."""
+    """Write probability maps, a 16-bit PNG per finding."""
     dicom_seg: bool = False
-    """Write a DICOM Segmentation beside each result that comes from DICOM."""
+    """Write a DICOM Segmentation for each DICOM file."""
     shown: int = 60
-    """How many X-rays the page shows."""
+    """Number of X-rays on the page."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.threads < 1:
             raise ValueError("--batch-size and --threads must be 1 or more")
 
 
-Frame = UInt8[np.ndarray, "s s 1"]
+Letterboxed = UInt8[np.ndarray, "s s 1"]
 
 
-def read(path: Path, side: int) -> tuple[Radiograph, Frame]:
-    """Returns a radiograph and its letterbox."""
+def read_letterboxed(path: Path, side: int) -> tuple[Radiograph, Letterboxed]:
+    """Read a radiograph and letterbox it."""
     radiograph = read_radiograph(path)
     return radiograph, letterbox(radiograph.image, side)
 
 
-def ahead(
-    pool: ThreadPoolExecutor, tasks: list[InputFile], side: int, depth: int
-) -> Iterator[tuple[InputFile, Future[tuple[Radiograph, Frame]]]]:
-    """Gives tasks with their files being read, `depth` of them before they are wanted."""
-    waiting = iter(tasks)
-    queue = [(task, pool.submit(read, task.path, side)) for task in islice(waiting, depth)]
+def prefetch(
+    pool: ThreadPoolExecutor, inputs: list[InputFile], side: int, depth: int
+) -> Iterator[tuple[InputFile, Future[tuple[Radiograph, Letterboxed]]]]:
+    """Yield files with the futures of their images, reading `depth` of them ahead."""
+    files = iter(inputs)
+    queue = [(f, pool.submit(read_letterboxed, f.path, side)) for f in islice(files, depth)]
     while queue:
         yield queue.pop(0)
-        queue += [(task, pool.submit(read, task.path, side)) for task in islice(waiting, 1)]
+        queue += [(f, pool.submit(read_letterboxed, f.path, side)) for f in islice(files, 1)]
 
 
 def predict(
-    config: Config, segmenter: ExportedNetwork, tasks: list[InputFile], journal: ProgressJournal
+    config: Config, segmenter: ExportedNetwork, inputs: list[InputFile], journal: ProgressJournal
 ) -> None:
-    """Does every task and notes what came of it, a batch at a time."""
-    batch, side, thresholds = config.batch_size, segmenter.image_size, segmenter.thresholds
-    kept = RenderOptions(
+    """Segment the files batch by batch, and record every result or failure."""
+    batch, side = config.batch_size, segmenter.image_size
+    options = RenderOptions(
         config.out,
-        thresholds,
+        segmenter.thresholds,
         overlays=config.overlays,
         maps=config.maps,
         dicom_seg=config.dicom_seg,
         fingerprint=journal.fingerprint,
     )
-    bar = tqdm(total=len(tasks), desc="predict", unit=" images")
-    # Two pools: were they one, reading ahead could keep drawing from ever being done.
-    with ThreadPoolExecutor(config.threads) as readers, ThreadPoolExecutor(config.threads) as pens:
-        coming = ahead(readers, tasks, side, 2 * batch)
-        while some := list(islice(coming, batch)):
-            ready: list[tuple[InputFile, Radiograph, Frame]] = []
-            for task, reading in some:
+    bar = tqdm(total=len(inputs), desc="predict", unit=" images")
+    # Two pools: in a single one, reading ahead could hold up rendering indefinitely.
+    with (
+        ThreadPoolExecutor(config.threads) as readers,
+        ThreadPoolExecutor(config.threads) as renderers,
+    ):
+        queue = prefetch(readers, inputs, side, 2 * batch)
+        while futures := list(islice(queue, batch)):
+            ready: list[tuple[InputFile, Radiograph, Letterboxed]] = []
+            for file, future in futures:
                 try:
-                    ready.append((task, *reading.result()))
+                    ready.append((file, *future.result()))
                 except RadiographError as error:
-                    journal.failed(task, str(error))
+                    journal.record_failure(file, str(error))
                     bar.update()
             if not ready:
                 continue
-            frames = np.zeros((batch, side, side, 1), np.uint8)  # one shape, compiled once
-            frames[: len(ready)] = [frame for *_, frame in ready]
-            maps: Float[np.ndarray, "b s s k"] = segmenter(frames)
-            jobs = [
-                pens.submit(render_result, kept, task, radiograph, maps[i])
-                for i, (task, radiograph, _) in enumerate(ready)
+            images = np.zeros(
+                (batch, side, side, 1), np.uint8
+            )  # always this shape: one compilation
+            images[: len(ready)] = [image for *_, image in ready]
+            maps: Float[np.ndarray, "b s s k"] = segmenter(images)
+            results = [
+                renderers.submit(render_result, options, file, radiograph, maps[i])
+                for i, (file, radiograph, _) in enumerate(ready)
             ]
-            for (task, *_), job in zip(ready, jobs, strict=True):
+            for (file, *_), result in zip(ready, results, strict=True):
                 try:
-                    journal.done(task, job.result())
+                    journal.record(file, result.result())
                 except RadiographError as error:
-                    journal.failed(task, str(error))
+                    journal.record_failure(file, str(error))
                 bar.update()
             journal.flush()
     bar.close()
 
 
 def run(config: Config) -> int:
-    """Predicts what is missing, writes the outputs, and returns the exit code."""
+    """Predict the pending files, write the outputs, and return the exit code."""
     segmenter = load_segmenter(config.model)
-    tasks = find_inputs(config.images)
-    wanted = {"overlays": config.overlays, "maps": config.maps, "dicom_seg": config.dicom_seg}
-    with ProgressJournal(config.out, config.model, **wanted) as journal:
-        predict(config, segmenter, journal.missing(tasks), journal)
-        failed = write_outputs(config.out, segmenter.config, tasks, journal, config.shown)
-    print(f"{len(tasks) - failed} of {len(tasks)} X-rays: {config.out / 'report.html'}")
+    inputs = find_inputs(config.images)
+    options = {"overlays": config.overlays, "maps": config.maps, "dicom_seg": config.dicom_seg}
+    with ProgressJournal(config.out, config.model, **options) as journal:
+        predict(config, segmenter, journal.pending(inputs), journal)
+        failed = write_outputs(config.out, segmenter.config, inputs, journal, config.shown)
+    print(f"{len(inputs) - failed} of {len(inputs)} X-rays: {config.out / 'report.html'}")
     if failed:
         print(
             f"{failed} files were left out; {config.out / 'failed.csv'} says why", file=sys.stderr
@@ -148,12 +153,12 @@ def run(config: Config) -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line."""
+    """Parse the command line."""
     config = tyro.cli(
         Config, prog="python -m experiments.predict", args=arguments, description=__doc__
     )
     keep_memory()
-    with errors_to_exit_code_2(DataError, ExportError, OSError):
+    with exit_on_errors(DataError, ExportError, OSError):
         code = run(config)
     sys.exit(code)
 

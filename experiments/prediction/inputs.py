@@ -1,4 +1,4 @@
-"""X-rays on disk: files, folders and globs to a list with an id each."""
+"""Find the X-rays that files, folders and globs name, and give each an image id."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,28 +15,29 @@ CHEXPERT: Final = re.compile(r"(patient\d+)/(study\d+)/(view\d+_\w+)\.\w+$")
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, and what its results are called."""
+    """An image file and the id that names its results."""
 
     path: Path
     image_id: str
 
 
 def find_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """Returns the files meant, in order, each with an id of its own.
+    """List the files of all patterns in order, each with a unique id.
 
     The id of `.../patient1/study2/view1_frontal.jpg` is CheXlocalize's, `patient1_study2_view1_frontal`;
-    of another file it is the path below the folder given, without suffix, slashes made `_`. In a folder
-    files count that end as radiographs do; a file named or matched by a glob always counts.
+    the id of another file is its path below the given folder, without suffix, with `_` for slashes. A
+    folder's files count if they have the suffix of an image; a file that is named or matched by a glob
+    always counts.
 
     Raises:
-        DataError: a path is missing, nothing was found, or two files would have one id.
+        DataError: a path is missing, no file matches, or two files would have one id.
     """
-    found: dict[Path, str] = {}
+    names: dict[Path, str] = {}
     for pattern in patterns:
-        for path, name in _meant(pattern):
-            found.setdefault(path.resolve(), name)
-    tasks, owners = [], dict[str, Path]()
-    for path, name in sorted(found.items()):
+        for path, name in _expand(pattern):
+            names.setdefault(path.resolve(), name)
+    inputs, owners = [], dict[str, Path]()
+    for path, name in sorted(names.items()):
         chexpert = CHEXPERT.search(path.as_posix())
         image_id = "_".join(chexpert.groups()) if chexpert else name.replace("/", "_")
         if image_id in (".", ".."):
@@ -47,29 +48,24 @@ def find_inputs(patterns: Sequence[str]) -> list[InputFile]:
                 "rename one, or give them to separate runs"
             )
         owners[image_id] = path
-        tasks.append(InputFile(path, image_id))
-    return tasks
+        inputs.append(InputFile(path, image_id))
+    return inputs
 
 
-def _bare(path: Path) -> str:
-    """Returns a path without its suffix, which may leave nothing but dots of its name."""
-    return path.as_posix().removesuffix(path.suffix)
-
-
-def _meant(pattern: str) -> Iterator[tuple[Path, str]]:
-    """Gives files, each with its path below what was asked for."""
+def _expand(pattern: str) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a pattern with their names below it, without suffix."""
     path = Path(pattern).expanduser()
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
         if not files:
             raise DataError(f"{path}: no file in it ends in {', '.join(SUFFIXES)}")
         for file in files:
-            yield file, _bare(file.relative_to(path))
+            yield file, file.relative_to(path).as_posix().removesuffix(file.suffix)
     elif path.is_file():
         yield path, path.stem
     elif has_magic(pattern):
-        names = glob(str(path), recursive=True)  # noqa: PTH207, which takes no absolute pattern
-        files = [Path(name) for name in names if Path(name).is_file()]
+        matches = glob(str(path), recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
+        files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             raise DataError(f"{pattern}: no file matches")
         for file in files:

@@ -1,4 +1,4 @@
-"""What a prediction leaves behind: CheXlocalize's JSON, the table of findings, and the page."""
+"""Write the results of all X-rays: CheXlocalize's JSON, the CSV of findings, and the page."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from chexseg_jax.evaluation.chexlocalize import write_predictions
 from chexseg_jax.masks import decode_rle
@@ -17,9 +16,9 @@ from chexseg_jax.radiographs.read import read_radiograph
 from chexseg_jax.runtime.stage_folder import write_csv
 from experiments.prediction.inputs import InputFile
 from experiments.prediction.progress import ProgressJournal
-from experiments.prediction.rendering import example
+from experiments.prediction.rendering import mask_thumbnail, prediction_example
 from experiments.report.overlays import Example
-from experiments.report.page import write_page
+from experiments.report.page import write_prediction_page
 
 HEADS = (
     *("image_id", "file", "finding", "probability", "mean_probability"),
@@ -30,57 +29,73 @@ HEADS = (
 def write_outputs(
     out: Path,
     model: Mapping[str, Any],
-    tasks: Sequence[InputFile],
+    inputs: Sequence[InputFile],
     journal: ProgressJournal,
-    shown: int,
+    examples: int,
 ) -> int:
-    """Writes the files over all images, one image in memory at a time; returns how many failed."""
-    done = [task for task in tasks if journal.failure(task) is None]
-    predictions = ((task.image_id, journal.row(task)["rles"]) for task in done)
+    """Write the files of all X-rays, with one result in memory at a time.
+
+    Args:
+        out: the output folder.
+        model: `config.json` of the export.
+        inputs: the files that were given.
+        journal: of their results and failures.
+        examples: how many X-rays the page shows.
+
+    Returns:
+        The number of files that failed.
+    """
+    done = [file for file in inputs if journal.failure(file) is None]
+    predictions = ((file.image_id, journal.result(file)["rles"]) for file in done)
     write_predictions(out / "pred_segmentations.json", predictions)
-    findings = (row for task in done for row in _findings(task, journal.row(task)))
+    findings = (row for file in done for row in _findings(file, journal.result(file)))
     write_csv(out / "findings.csv", chain([HEADS], findings))
-    failures = [[task.path, why] for task in tasks if (why := journal.failure(task))]
+    failures = [[file.path, reason] for file in inputs if (reason := journal.failure(file))]
     write_csv(out / "failed.csv", [["file", "reason"], *failures])
-    examples = [found for task in done[:shown] if (found := _example(task, journal.row(task)))]
-    failed = len(tasks) - len(done)
-    write_page(out / "report.html", _report(model, len(done), failed, len(examples)), examples)
-    return failed
+    read = (_read_example(file, journal.result(file)) for file in done[:examples])
+    cards = [example for example in read if example]
+    report = _page_content(model, len(done), len(failures), len(cards))
+    write_prediction_page(out / "report.html", report, cards)
+    return len(failures)
 
 
-def _findings(task: InputFile, row: dict[str, Any]) -> list[list[Any]]:
-    """Returns a row a finding; mm² as the named attribute states the size of pixels."""
-    height, width = row["size"]
-    spacing, rows = row["spacing"], []
+def _findings(file: InputFile, result: dict[str, Any]) -> list[list[Any]]:
+    """Return a row per pathology; mm² are those of the pixel spacing in the last column."""
+    height, width = result["size"]
+    spacing, rows = result["spacing"], []
     for k, name in enumerate(PATHOLOGIES):
-        area = row["areas"][k]
-        size = ["", ""]
+        area = result["areas"][k]
+        physical = ["", ""]
         if spacing:
-            square = area * spacing["rows"] * spacing["columns"]
-            size = [f"{square:.1f}", spacing["attribute"]]
-        head = [task.image_id, task.path, name, row["greatest"][k], row["means"][k], area]
-        rows.append([*head, f"{area / (height * width):.6f}", *size])
+            mm2 = area * spacing["rows"] * spacing["columns"]
+            physical = [f"{mm2:.1f}", spacing["attribute"]]
+        probabilities = [result["greatest"][k], result["means"][k]]
+        share = f"{area / (height * width):.6f}"
+        rows.append([file.image_id, file.path, name, *probabilities, area, share, *physical])
     return rows
 
 
-def _example(task: InputFile, row: dict[str, Any]) -> Example | None:
+def _read_example(file: InputFile, result: dict[str, Any]) -> Example | None:
     try:
-        radiograph = read_radiograph(task.path)
-    except RadiographError:  # gone since it was predicted
+        radiograph = read_radiograph(file.path)
+    except RadiographError:  # deleted since it was predicted
         return None
-    masks = np.stack([decode_rle(row["rles"][name]) for name in PATHOLOGIES], -1)
-    scores = {name: row["greatest"][k] for k, name in enumerate(PATHOLOGIES) if row["areas"][k]}
-    return example(task.image_id, radiograph, masks, scores)
+    thumbnails = [mask_thumbnail(decode_rle(result["rles"][name])) for name in PATHOLOGIES]
+    pairs = zip(PATHOLOGIES, result["greatest"], result["areas"], strict=True)
+    scores = {name: greatest for name, greatest, area in pairs if area}
+    return prediction_example(file.image_id, radiograph, thumbnails, scores)
 
 
-def _report(model: Mapping[str, Any], done: int, failed: int, shown: int) -> dict[str, Any]:
-    settings = {name: model[name] for name in ("trained", "network", "image_size", "thresholds")}
+def _page_content(
+    model: Mapping[str, Any], done: int, failed: int, examples: int
+) -> dict[str, Any]:
+    settings = {name: model[name] for name in ("trained", "backbone", "image_size", "thresholds")}
     return {
         "title": "CheXseg predictions",
         "subtitle": f"Ten pathologies drawn on {done:,} X-rays; {failed:,} files were left out.",
-        "set": (
-            f"The first {shown:,} X-rays",
-            "Each number is the finding's greatest probability over pixels, where something is drawn.",
+        "group": (
+            f"The first {examples:,} X-rays",
+            "Each number is the finding's maximum probability over pixels, if its mask is not empty.",
         ),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": model["versions"],

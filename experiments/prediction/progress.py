@@ -1,13 +1,13 @@
-"""What a prediction has done so far: one JSON object a line, so that a stopped one goes on.
+"""Journal of a prediction, from which a stopped run resumes: JSON lines, one per image.
 
-A line is written once an image's files are; a last line cut short is dropped. A file that changes size
-or date is done again, and so is one that could not be used.
+A line is written after the image's files; an incomplete last line is dropped. A file whose size or date
+changes is predicted again, and so is a file that could not be used.
 """
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from chexseg_jax.runtime.atomic_write import explain_write_errors
 from chexseg_jax.runtime.stage_folder import digest, digest_file
@@ -16,21 +16,21 @@ from experiments.prediction.inputs import InputFile
 
 
 class ProgressJournal:
-    """The journal of one output folder."""
+    """The journal of an output folder."""
 
-    def __init__(self, folder: Path, model: Path, **wanted: bool) -> None:
-        """Opens the folder, making it if need be.
+    def __init__(self, folder: Path, model: Path, **options: bool) -> None:
+        """Open the folder, and create it if it is missing.
 
         Raises:
-            DataError: it holds another model's results, or has other files in it.
+            DataError: it holds results of another model or of other options, or other files.
         """
-        self.fingerprint = digest([digest_file(model / "config.json"), wanted])
+        self.fingerprint = digest([digest_file(model / "config.json"), options])
         self._path = folder / "journal.jsonl"
         if folder.exists() and any(folder.iterdir()) and not self._path.exists():
             raise DataError(f"{folder}: --out has other files in it; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        self._done: dict[str, tuple[int, int]] = {}  # where a line starts, by id
-        self._seen: dict[str, list[Any]] = {}
+        self._lines: dict[str, tuple[int, int]] = {}  # offset and length by image id
+        self._stamps: dict[str, list[Any]] = {}
         self._failures: dict[str, str] = {}
         end = self._read()
         self._file = self._path.open("r+b" if self._path.exists() else "x+b")
@@ -39,7 +39,7 @@ class ProgressJournal:
         if end == 0:
             self._write({"model": self.fingerprint})
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,7 +47,7 @@ class ProgressJournal:
         self._file.close()
 
     def _read(self) -> int:
-        """Returns how many bytes of the file are whole lines."""
+        """Read the complete lines, and return their length in bytes."""
         end = 0
         if not self._path.exists():
             return end
@@ -65,8 +65,8 @@ class ProgressJournal:
                         "choose another --out"
                     )
                 if "image_id" in row:
-                    self._done[row["image_id"]] = (end, len(line))
-                    self._seen[row["image_id"]] = row["file"]
+                    self._lines[row["image_id"]] = (end, len(line))
+                    self._stamps[row["image_id"]] = row["file"]
                 end += len(line)
         return end
 
@@ -74,42 +74,42 @@ class ProgressJournal:
         with explain_write_errors(self._path):
             self._file.write(json.dumps(row).encode() + b"\n")
 
-    def missing(self, tasks: list[InputFile]) -> list[InputFile]:
-        """Returns the tasks that are not done, or whose files have changed."""
-        return [task for task in tasks if self._seen.get(task.image_id) != _stamp(task.path)]
+    def pending(self, inputs: list[InputFile]) -> list[InputFile]:
+        """Return the files that have no result, or have changed since."""
+        return [file for file in inputs if self._stamps.get(file.image_id) != _stamp(file.path)]
 
-    def done(self, task: InputFile, row: dict[str, Any]) -> None:
-        """Notes a result."""
+    def record(self, file: InputFile, result: dict[str, Any]) -> None:
+        """Append the result of a file."""
         self._file.seek(0, os.SEEK_END)
         start = self._file.tell()
-        self._write({"image_id": task.image_id, "file": _stamp(task.path), **row})
-        self._done[task.image_id] = (start, self._file.tell() - start)
-        self._failures.pop(task.image_id, None)
+        self._write({"image_id": file.image_id, "file": _stamp(file.path), **result})
+        self._lines[file.image_id] = (start, self._file.tell() - start)
+        self._failures.pop(file.image_id, None)
 
-    def failed(self, task: InputFile, reason: str) -> None:
-        """Notes that a file could not be used; the next run tries it again."""
-        self._done.pop(task.image_id, None)
-        self._failures[task.image_id] = reason
+    def record_failure(self, file: InputFile, reason: str) -> None:
+        """Note that a file could not be used; the next run tries it again."""
+        self._lines.pop(file.image_id, None)
+        self._failures[file.image_id] = reason
 
     def flush(self) -> None:
-        """Brings the notes to disk."""
+        """Write all lines to the disk."""
         with explain_write_errors(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def failure(self, task: InputFile) -> str | None:
-        """Returns why a task failed in this run, if it did."""
-        return self._failures.get(task.image_id)
+    def failure(self, file: InputFile) -> str | None:
+        """Return why a file failed in this run, None if it did not."""
+        return self._failures.get(file.image_id)
 
-    def row(self, task: InputFile) -> dict[str, Any]:
-        """Returns a task's result, read from disk: memory holds none of them."""
-        start, length = self._done[task.image_id]
+    def result(self, file: InputFile) -> dict[str, Any]:
+        """Read the result of a file from the disk; none is kept in memory."""
+        start, length = self._lines[file.image_id]
         self._file.seek(start)
         return json.loads(self._file.read(length))
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Returns what tells a file from a later one in its place."""
+    """Return path, size and date of a file, which change when it is replaced."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,5 +1,6 @@
-"""One X-ray's results: masks at native size, figures, and pictures to look at."""
+"""Render the prediction of one X-ray: masks at native size, their measurements, and image files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from chexseg_jax.images import content_slices, letterbox, unletterbox
+from chexseg_jax.images import content_slices, letterbox, unletterbox_plane
 from chexseg_jax.masks import encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs.dicom_seg import write_segmentation
@@ -16,7 +17,7 @@ from chexseg_jax.radiographs.radiograph import Radiograph
 from chexseg_jax.radiographs.read import is_dicom
 from chexseg_jax.runtime.atomic_write import atomic_write
 from experiments.prediction.inputs import InputFile
-from experiments.report.overlays import Example, nearest, painted
+from experiments.report.overlays import Example, blend_masks, resize_nearest
 
 SIDE = 512
 """The side of an overlay, pixels."""
@@ -24,7 +25,7 @@ SIDE = 512
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How results are drawn, and where they go."""
+    """Thresholds, and which files are written where."""
 
     out: Path
     thresholds: Float[np.ndarray, "k"]
@@ -35,66 +36,72 @@ class RenderOptions:
 
 
 def render_result(
-    drawing: RenderOptions,
-    task: InputFile,
+    options: RenderOptions,
+    file: InputFile,
     radiograph: Radiograph,
     maps: Float[np.ndarray, "s s k"],
 ) -> dict[str, Any]:
-    """Writes an image's files and returns its line: run lengths and figures by finding."""
+    """Write the files of an X-ray and return its run lengths and measurements by pathology."""
     height, width = radiograph.image.shape[:2]
     content = maps[content_slices(height, width, maps.shape[0])]
-    masks = np.zeros((height, width, len(PATHOLOGIES)), bool)
-    for k in range(len(PATHOLOGIES)):  # one at a time: ten maps of native size are large
-        masks[..., k] = (
-            unletterbox(maps[..., k : k + 1], height, width)[..., 0] > drawing.thresholds[k]
-        )
-    if drawing.overlays:
-        picture = overlay(task, radiograph, masks)
-        _write(drawing.out / "overlays" / f"{task.image_id}.png", picture)
-    if drawing.maps:
-        for k, name in enumerate(PATHOLOGIES):
-            pixels = Image.fromarray(np.rint(maps[..., k] * 65535).astype(np.uint16))
-            _write(drawing.out / "maps" / task.image_id / f"{name}.png", pixels)
-    if drawing.dicom_seg and is_dicom(task.path) and masks.any():
-        import pydicom
-
-        source = pydicom.dcmread(task.path, stop_before_pixels=True)
-        path = drawing.out / "dicom-seg" / f"{task.image_id}.dcm"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_segmentation(path, source, masks, drawing.fingerprint)
-    spacing = radiograph.spacing
-    return {
+    result: dict[str, Any] = {
         "size": [height, width],
-        "spacing": vars(spacing) if spacing else None,
-        "rles": {name: encode_rle(masks[..., k]) for k, name in enumerate(PATHOLOGIES)},
-        "areas": masks.sum((0, 1)).tolist(),
+        "spacing": vars(radiograph.spacing) if radiograph.spacing else None,
+        "rles": {},
+        "areas": [],
         "greatest": content.max((0, 1)).round(6).tolist(),
         "means": content.mean((0, 1)).round(6).tolist(),
     }
+    segments = options.dicom_seg and is_dicom(file.path)
+    masks = np.zeros((height, width, len(PATHOLOGIES)), bool) if segments else None
+    thumbnails = []
+    for k, name in enumerate(PATHOLOGIES):  # one at a time: ten masks of native size are large
+        mask = unletterbox_plane(maps[..., k], height, width) > options.thresholds[k]
+        result["rles"][name] = encode_rle(mask)
+        result["areas"].append(int(mask.sum()))
+        if options.overlays:
+            thumbnails.append(mask_thumbnail(mask))
+        if masks is not None:
+            masks[..., k] = mask
+    if options.overlays:
+        overlay = blend_masks(prediction_example(file.image_id, radiograph, thumbnails, {}))
+        _write_png(options.out / "overlays" / f"{file.image_id}.png", overlay)
+    if options.maps:
+        for k, name in enumerate(PATHOLOGIES):
+            levels = np.rint(maps[..., k] * 65535).astype(np.uint16)
+            _write_png(options.out / "maps" / file.image_id / f"{name}.png", levels)
+    if masks is not None and masks.any():
+        import pydicom
+
+        source = pydicom.dcmread(file.path, stop_before_pixels=True)
+        path = options.out / "dicom-seg" / f"{file.image_id}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_segmentation(path, source, masks, options.fingerprint)
+    return result
 
 
-def example(
+def mask_thumbnail(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "s s"]:
+    """Letterbox a mask to the side of an overlay."""
+    thumbnail = np.zeros((SIDE, SIDE), bool)
+    rows, columns = content_slices(mask.shape[0], mask.shape[1], SIDE)
+    size = rows.stop - rows.start, columns.stop - columns.start
+    thumbnail[rows, columns] = resize_nearest(mask, *size)
+    return thumbnail
+
+
+def prediction_example(
     image_id: str,
     radiograph: Radiograph,
-    masks: Bool[np.ndarray, "h w k"],
+    thumbnails: Sequence[Bool[np.ndarray, "s s"]],
     scores: dict[str, float],
 ) -> Example:
-    """Returns a picture of an X-ray and its masks, of the side of a page's card."""
+    """Return an X-ray and the thumbnails of its masks as an example of a page."""
     image = letterbox(radiograph.image, SIDE)[..., 0]
-    framed = np.zeros((SIDE, SIDE, masks.shape[-1]), bool)
-    rows, columns = content_slices(masks.shape[0], masks.shape[1], SIDE)
-    framed[rows, columns] = nearest(masks, rows.stop - rows.start, columns.stop - columns.start)
-    return Example(image_id, image, {"prediction": framed}, scores)
+    return Example(image_id, image, {"prediction": np.stack(thumbnails, -1)}, scores)
 
 
-def overlay(
-    task: InputFile, radiograph: Radiograph, masks: Bool[np.ndarray, "h w k"]
-) -> Image.Image:
-    """Returns an X-ray with its masks drawn on it."""
-    return Image.fromarray(painted(example(task.image_id, radiograph, masks, {})))
-
-
-def _write(path: Path, picture: Image.Image) -> None:
+def _write_png(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as aside:
-        picture.save(aside, "PNG", compress_level=1)  # four times as fast, a fifth larger
+    with atomic_write(path) as temporary:
+        # Level 1 is four times as fast as the default and a fifth larger.
+        Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)
