@@ -157,7 +157,9 @@ def send(run: Run, report: Mapping[str, Any], gallery: Sequence[Example]) -> Non
     step = int(finished(run.segmenter).manifest["best_step"])
     values = {f"iou/{name}": row["iou"] for name, row in report["pooled"]["run"].items()}
     values |= {f"mean iou/{name}": row["iou"] for name, row in report["mean"].items()}
-    pictures = {f"overlay/{example.image_id}": blend_masks(example) for example in gallery[:PICTURES]}
+    pictures = {
+        f"overlay/{example.image_id}": blend_masks(example) for example in gallery[:PICTURES]
+    }
     for opener in sinks(run.config.wandb):
         with closing(opener(finished(run.evaluation).path, 0)) as sink:
             sink.add_scalars(step, {name: iou for name, iou in values.items() if iou is not None})
