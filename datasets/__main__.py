@@ -20,29 +20,21 @@ from datasets.source import available, open_source
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one preparation and return the exit status."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    name, data_dir = options.pop("name"), options["data_dir"]
     started = time.monotonic()
     try:
-        if options.name == "phantom":
-            prepare_phantoms(
-                options.data_dir,
-                seed=options.seed,
-                train=options.train,
-                valid=options.valid,
-                test=options.test,
-                short_side=options.short_side,
-                workers=options.workers,
-            )
+        if name == "phantom":
+            prepare_phantoms(**options)
         else:
-            resize = {"resize_masks": options.resize_masks} if "resize_masks" in options else {}
-            prepare(options.name, options.raw, options.data_dir, workers=options.workers, **resize)
+            prepare(name, **options)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for name, splits in available(options.data_dir).items():
-        counts = [f"{split} {len(open_source(options.data_dir, name, split))}" for split in splits]
+    for name, splits in available(data_dir).items():
+        counts = [f"{split} {len(open_source(data_dir, name, split))}" for split in splits]
         print(f"{name}: {', '.join(counts)}")
-    print(f"{options.data_dir}, {time.monotonic() - started:.1f} s")
+    print(f"{data_dir}, {time.monotonic() - started:.1f} s")
     return 0
 
 
@@ -85,24 +77,19 @@ def _parser() -> argparse.ArgumentParser:
         "prepares both data sets from them. Does nothing if that was done with the same options.",
     )
     for command in (chexpert, chexlocalize):
-        command.add_argument(
-            "--raw", type=Path, required=True, help="the folder of the download, or its parent"
-        )
+        command.add_argument("--raw", type=Path, required=True, help="the download, or its parent")
     for option, default, help_text in (
         ("--seed", 17, "random seed"),
-        ("--train", 600, "images with weak labels"),
-        ("--valid", 234, "images with an expert's masks"),
-        ("--test", 200, "test images, masks by two readers"),
+        ("--train", 600, "training images with weak labels"),
+        ("--valid", 234, "validation images, masks by an expert"),
+        ("--test", 200, "test images, masks by two annotators"),
         ("--short-side", 256, "short side of the images in pixels"),
     ):
         phantom.add_argument(option, type=_count, default=default, help=f"{help_text} ({default})")
     for command in (chexpert, chexlocalize, phantom):
         command.add_argument("--data-dir", type=Path, required=True, help="folder of prepared data")
         command.add_argument(
-            "--workers",
-            type=_count,
-            default=0,
-            help="number of processes; 0, the default, is this one",
+            "--workers", type=_count, default=0, help="worker processes (default: 0, this one)"
         )
     return parser
 

@@ -65,8 +65,8 @@ def rasterise(annotation: Annotation) -> UInt16[np.ndarray, "h w"]:
         return pack_rles(annotation)
     height, width = size_of({"size": annotation["img_size"]})
     contours = {name: annotation[name] for name in annotation if name != "img_size"}
-    rles = {}  # holds one decoded mask at a time
-    for name, lists in contours.items() or [("Cardiomegaly", [])]:
+    rles = {}  # of one decoded mask at a time
+    for name, lists in contours.items() or [(PATHOLOGIES[0], [])]:  # one empty mask has the size
         mask = fill_polygons(_contours(name, lists, height, width), height, width)
         rles[name] = encode_rle(mask)
     return pack_rles(rles)

@@ -28,14 +28,7 @@ from datasets.chexlocalize.annotations import (
 )
 from datasets.chexlocalize.splits import choose_validation, validation_target
 from datasets.chexpert.builder import image_example, image_features
-from datasets.chexpert.csv_table import read_rows
-from datasets.chexpert.images import (
-    GrayJpeg,
-    ListedImage,
-    check_patients,
-    find_listed_images,
-    read_gray_jpeg,
-)
+from datasets.chexpert.images import GrayJpeg, ListedImage, find_images, read_gray_jpeg
 from datasets.chexpert.layout import find_tables, holds_table
 from datasets.errors import DataError
 from datasets.tfds_builder import Example, ShardedBuilder
@@ -82,13 +75,8 @@ class Chexlocalize(ShardedBuilder):
         """Find the images of every split present."""
         root = _root(raw)
         tables = find_tables(root, masks_first=True)
-        rows = {split: read_rows(table.csv, split) for split, table in tables.items()}
-        check_patients([(tables[split], rows[split]) for split in tables])
-        images = {
-            split: find_listed_images(tables[split], rows[split], root, progress=self.progress)
-            for split in tables
-            if split != "train" or (root / HIDDEN).is_file()
-        }
+        needed = [split for split in tables if split != "train" or (root / HIDDEN).is_file()]
+        images = find_images(tables, root, needed, progress=self.progress)
         splits: dict[str, list[AnnotatedImage]] = {}
         if "valid" in images:
             splits = _split_validation(self._annotate(images["valid"], root, "val"))

@@ -12,14 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from chexseg_jax.pathologies import OBSERVATIONS
-from datasets.chexpert.csv_table import PROJECTIONS, SEXES, VIEWS, read_rows
-from datasets.chexpert.images import (
-    GrayJpeg,
-    ListedImage,
-    check_patients,
-    find_listed_images,
-    read_gray_jpeg,
-)
+from datasets.chexpert.csv_table import PROJECTIONS, SEXES, VIEWS
+from datasets.chexpert.images import GrayJpeg, ListedImage, find_images, read_gray_jpeg
 from datasets.chexpert.layout import find_tables
 from datasets.tfds_builder import Example, ShardedBuilder
 
@@ -35,12 +29,7 @@ class ChexpertWeak(ShardedBuilder):
     def find_items(self, raw: Path) -> Mapping[str, Sequence[ListedImage]]:
         """Find the images of every split present."""
         tables = find_tables(raw)
-        rows = {split: read_rows(table.csv, split) for split, table in tables.items()}
-        check_patients([(tables[split], rows[split]) for split in tables])
-        return {
-            split: find_listed_images(tables[split], rows[split], raw, progress=self.progress)
-            for split in tables
-        }
+        return find_images(tables, raw, tables, progress=self.progress)
 
     @staticmethod
     def make_features() -> tfds.features.FeaturesDict:

@@ -4,15 +4,16 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from PIL import Image
+from PIL.Image import DecompressionBombError, DecompressionBombWarning
 from tqdm import tqdm
 
-from datasets.chexpert.csv_table import Row
+from datasets.chexpert.csv_table import Row, read_rows
 from datasets.chexpert.layout import Table
 from datasets.errors import DataError
 
@@ -42,6 +43,18 @@ class GrayJpeg:
     data: bytes
     height: int
     width: int
+
+
+def find_images(
+    tables: Mapping[str, Table], root: Path, splits: Collection[str], *, progress: bool
+) -> dict[str, list[ListedImage]]:
+    """Read all tables, check that no patient is in two, and find the images of `splits`."""
+    rows = {split: read_rows(table.csv, split) for split, table in tables.items()}
+    _check_patients(tables, rows)
+    return {
+        split: find_listed_images(tables[split], rows[split], root, progress=progress)
+        for split in splits
+    }
 
 
 def find_listed_images(
@@ -77,11 +90,11 @@ def find_listed_images(
     return images
 
 
-def check_patients(tables: Iterable[tuple[Table, Sequence[Row]]]) -> None:
+def _check_patients(tables: Mapping[str, Table], rows: Mapping[str, Sequence[Row]]) -> None:
     """Raise DataError if a patient is in two splits, which would leak training data into tests."""
     seen: dict[str, tuple[Table, Row]] = {}
-    for table, rows in tables:
-        for row in rows:
+    for split, table in tables.items():
+        for row in rows[split]:
             other, first = seen.setdefault(row.patient, (table, row))
             if other != table:
                 raise DataError(
@@ -106,7 +119,7 @@ def read_gray_jpeg(listed: ListedImage) -> GrayJpeg:
     try:
         data = Path(real).read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 image.load()
                 if image.mode != "L":
@@ -114,12 +127,7 @@ def read_gray_jpeg(listed: ListedImage) -> GrayJpeg:
                     image.convert("L").save(encoded, "JPEG", quality=QUALITY)
                     data = encoded.getvalue()
                 return GrayJpeg(data, image.height, image.width)
-    except (
-        OSError,
-        SyntaxError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
+    except (OSError, SyntaxError, DecompressionBombError, DecompressionBombWarning) as error:
         raise listed.refuse(
             f"the image is truncated or no JPEG ({error}); fetch it again, or delete the row"
         ) from None

@@ -50,7 +50,7 @@ def edema(rng: np.random.Generator, chest: Chest) -> Finding:
     for lung in chest.lungs:
         uneven = rng.uniform(0.7, 1.15)
         radii = (0.50 * extent * uneven, 0.27 * extent * uneven)
-        regions.append(_patch(rng, lung, (0.25, height), radii, 0.25))
+        regions.append(_patch(lung, blob(rng, (0.25, height), radii, 0.25)))
         for _ in range(int(rng.integers(5, 10))):
             v, u = rng.uniform(0.62, 0.95), rng.uniform(0.80, 0.9)
             line = lung.at(np.linspace(u, min(u + rng.uniform(0.08, 0.14), 0.98), 3), v)
@@ -90,7 +90,7 @@ def patches(rng: np.random.Generator, chest: Chest) -> Finding:
     for _ in range(int(rng.integers(1, 4))):
         centre = (rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.85))
         radii = (rng.uniform(0.18, 0.34), rng.uniform(0.09, 0.17))
-        regions.append(_patch(rng, chest.any_lung(rng), centre, radii, 0.6))
+        regions.append(_patch(chest.any_lung(rng), blob(rng, centre, radii, 0.6)))
     return Finding("Airspace Opacity", tuple(regions), rng.uniform(0.28, 0.46), 0.035, 0.5)
 
 
@@ -122,15 +122,8 @@ def lesions(rng: np.random.Generator, chest: Chest) -> Finding:
     return Finding("Lung Lesion", tuple(regions), rng.uniform(0.48, 0.66), 0.010, 0.05)
 
 
-def _patch(
-    rng: np.random.Generator,
-    lung: Lung,
-    centre: tuple[float, float],
-    radii: tuple[float, float],
-    roughness: float,
-) -> Points:
-    uv = np.clip(blob(rng, centre, radii, roughness), 0.03, 0.97)
-    return lung.at(uv[:, 0], uv[:, 1])
+def _patch(lung: Lung, uv: Points) -> Points:
+    return lung.at(*np.clip(uv, 0.03, 0.97).T)
 
 
 def pneumothorax(rng: np.random.Generator, lung: Lung) -> Finding:

@@ -122,9 +122,7 @@ def bones(rng: np.random.Generator, chest: Chest, canvas: Canvas, fractured: boo
     """Compute the density of the bones; a fracture displaces the outer part of a rib."""
     if chest.lateral:
         return _lateral_bones(rng, chest.lungs[0], canvas)
-    back: list[Points] = []
-    front: list[Points] = []
-    edges: list[Points] = []
+    back, front, edges = [], [], []
     broken_rib = (int(rng.integers(3, 8)), int(rng.integers(2)))
     pitch, slope = rng.uniform(0.125, 0.145), rng.uniform(0.13, 0.22)
     t, s = np.linspace(0, 1, 12)[None], np.linspace(0, 1, 8)[None]
@@ -206,8 +204,7 @@ TRUNKS = 8
 
 def vessels(rng: np.random.Generator, chest: Chest, canvas: Canvas) -> Plane:
     """Compute the density of branching vessels that taper away from the hilum."""
-    outlines: list[Points] = []
-    levels: list[int] = []
+    outlines, levels = [], []
     t = np.linspace(0, 1, 5)[None]
     for lung in chest.lungs:
         aims = np.linspace(-1.35, 1.45, TRUNKS) + rng.normal(size=TRUNKS) * 0.12

@@ -13,6 +13,7 @@ from datasets.phantom.findings import place_findings, sample_severity
 from datasets.phantom.labels import reported_labels, sample_findings, true_labels
 from datasets.phantom.render import render
 
+CHEXPERT = "CheXpert-v1.0-small"
 SPLITS = ("train", "valid", "test")
 # CheXpert's patient numbers first, then numbers outside CheXpert.
 _PATIENTS = {
@@ -36,7 +37,7 @@ class ImageId:
     def path(self) -> str:
         """The path in CheXpert's CSV."""
         kind = "lateral" if self.lateral else "frontal"
-        folder = f"CheXpert-v1.0-small/{self.split}/patient{self.patient:05d}"
+        folder = f"{CHEXPERT}/{self.split}/patient{self.patient:05d}"
         return f"{folder}/study{self.study}/view{self.view}_{kind}.jpg"
 
     @property

@@ -17,9 +17,8 @@ from chexseg_jax.pathologies import PATHOLOGIES, canonical
 from chexseg_jax.runtime.atomic_write import atomic_folder
 from datasets.phantom.annotators import Contours
 from datasets.phantom.labels import CSV_OBSERVATIONS
-from datasets.phantom.study import SPLITS, ImageId, image_ids, make_phantom
+from datasets.phantom.study import CHEXPERT, SPLITS, ImageId, image_ids, make_phantom
 
-CHEXPERT: Final = "CheXpert-v1.0-small"
 COLUMNS: Final = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CSV_OBSERVATIONS)
 """The header of CheXpert's CSV files."""
 
@@ -45,7 +44,7 @@ def write_phantoms(
         seed: the random seed.
         train: number of images with report labels, including errors.
         valid: number of images with true labels and an expert's masks.
-        test: number of images that also have a second reader's masks.
+        test: number of images that also have a second annotator's masks.
         short_side: short side of the images in pixels.
         workers: number of processes; 0 is this one.
         progress: whether to show progress bars.
