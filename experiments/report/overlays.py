@@ -58,14 +58,14 @@ GROUPS: Final = {
     False: (
         "Test images",
         "The best, the median and the worst of each pathology. Each number is the IoU of the "
-        "prediction with the expert's mask. The CAM is drawn where probability times map exceeds "
+        "prediction with the expert mask. The CAM is the mask of probability times map above "
         "its threshold.",
     ),
     True: (
         "Weakly labelled images",
-        "What training makes of labels: the CAM, the seed, the pseudo-mask. Each number is the IoU "
-        "of the pseudo-mask with the expert's mask, where there is one; training never sees it. "
-        "CAM and pseudo-mask are drawn where the label is positive.",
+        "What training derives from labels: the CAM, the seed, the pseudo-mask. Each number is the "
+        "IoU of the pseudo-mask with the expert mask, if there is one; training never sees it. "
+        "CAM and pseudo-mask are given for positive labels.",
     ),
 }
 """Title and note of the test images (False) and of the weakly labelled images (True)."""

@@ -16,7 +16,7 @@ SOURCES: Final = {"run": "This run", "cam": "CAM", "prior": "Prior", "human": "H
 PER_IMAGE: Final = (
     (
         "true_pos_only: images where truth and mask are both drawn",
-        "A finding that was missed altogether does not count, which makes this number kind.",
+        "An image whose finding was missed does not count, so this mode is lenient.",
         ("per_image", "true_pos_only_True"),
     ),
     (
@@ -26,7 +26,7 @@ PER_IMAGE: Final = (
     ),
     (
         "Hit rate",
-        "The share of drawn images whose map is greatest inside the truth.",
+        "The share of images with the finding whose map has its maximum inside the expert mask.",
         ("hit_rate",),
     ),
 )
@@ -240,8 +240,8 @@ def rho_table(report: Mapping[str, Any]) -> Table | None:
         "Other shares of expert masks",
         ["Run", "Mean pooled IoU", "Folder"],
         rows,
-        note="Finished runs in the same place whose settings and data are this run's but for ρ: 0 is "
-        "pseudo-masks alone, 1 is expert masks alone.",
+        note="Finished runs in the same folder that differ from this one in ρ alone: 0 is pseudo-masks "
+        "alone, 1 is expert masks alone.",
     )
 
 
