@@ -40,7 +40,7 @@ from experiments.run.cli import exit_on_errors
 
 
 @dataclass(frozen=True)
-class Config:
+class PredictConfig:
     """Segment X-rays."""
 
     model: Path
@@ -87,8 +87,11 @@ def prefetch(
         queue += [(f, pool.submit(read_letterboxed, f.path, side)) for f in islice(files, 1)]
 
 
-def predict(
-    config: Config, segmenter: ExportedNetwork, inputs: list[InputFile], journal: ProgressJournal
+def predict_batches(
+    config: PredictConfig,
+    segmenter: ExportedNetwork,
+    inputs: list[InputFile],
+    journal: ProgressJournal,
 ) -> None:
     """Segment the files batch by batch, and record every result or failure."""
     batch, side = config.batch_size, segmenter.image_size
@@ -136,13 +139,13 @@ def predict(
     bar.close()
 
 
-def run(config: Config) -> int:
+def predict_inputs(config: PredictConfig) -> int:
     """Predict the pending files, write the outputs, and return the exit code."""
     segmenter = load_segmenter(config.model)
     inputs = find_inputs(config.images)
     options = {"overlays": config.overlays, "maps": config.maps, "dicom_seg": config.dicom_seg}
     with ProgressJournal(config.out, config.model, **options) as journal:
-        predict(config, segmenter, journal.pending(inputs), journal)
+        predict_batches(config, segmenter, journal.pending(inputs), journal)
         failed = write_outputs(config.out, segmenter.config, inputs, journal, config.shown)
     print(f"{len(inputs) - failed} of {len(inputs)} X-rays: {config.out / 'report.html'}")
     if failed:
@@ -155,11 +158,11 @@ def run(config: Config) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line."""
     config = tyro.cli(
-        Config, prog="python -m experiments.predict", args=arguments, description=__doc__
+        PredictConfig, prog="python -m experiments.predict", args=arguments, description=__doc__
     )
     keep_memory()
     with exit_on_errors(DataError, ExportError, OSError):
-        code = run(config)
+        code = predict_inputs(config)
     sys.exit(code)
 
 

@@ -27,7 +27,7 @@ from experiments.comparison.output import (
     write_rows,
 )
 from experiments.report.plots import QUIET, save_figure, style_axes
-from experiments.report.tables import format_number, is_number
+from experiments.report.tables import format_score, is_number
 from experiments.run.config import Config, read_flags
 
 Kind = Literal["irnet", "cam"]
@@ -120,10 +120,10 @@ def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
     lines = [f" {'':<18}  mean   [over seeds]      paper   {reference} − this [paired]"]
     for (kind, rho), row in points.items():
         lower, upper = row.seeds
-        band = f"[{format_number(lower)}, {format_number(upper)}]" if is_number(lower) else ""
-        paper = format_number(PAPER[kind].get(rho))
+        band = f"[{format_score(lower)}, {format_score(upper)}]" if is_number(lower) else ""
+        paper = format_score(PAPER[kind].get(rho))
         name = f"rho {rho:g} ({NAMES[kind]})"
-        mean = format_number(row.mean.mean)
+        mean = format_score(row.mean.mean)
         lines.append(f" {name:<18}  {mean}  {band:<16}  {paper:<6}  {signed(row.difference)}")
     return "\n".join(lines)
 

@@ -38,7 +38,7 @@ from experiments.comparison.output import (
     write_rows,
 )
 from experiments.report.plots import COLORS, QUIET, save_figure, style_axes
-from experiments.report.tables import format_interval, format_number
+from experiments.report.tables import format_interval, format_score
 from experiments.run.config import Config, read_flags
 
 
@@ -108,14 +108,14 @@ def text(rows: Sequence[Row]) -> str:
     head = f" {'Mean pooled IoU':<{wide}}  {'[95 % over images]':<22}  {'[over seeds]':<15}"
     lines = [f"{head}  reference − this [paired]"]
     for row in rows:
-        mean = f"{format_number(row.mean.mean)} {format_interval(asdict(row.mean))}"
+        mean = f"{format_score(row.mean.mean)} {format_interval(asdict(row.mean))}"
         over = format_interval({"lower": row.seeds[0], "upper": row.seeds[1]})
         lines.append(f" {row.name:<{wide}}  {mean:<22}  {over:<15}  {signed(row.difference)}")
     rule = "─" * max(map(len, lines))
     lines = [rule, lines[0], rule, *lines[1:], rule]
     lines.append(f" {'IoU':<{wide}}" + "".join(f"{name[:6]:>8}" for name in PATHOLOGIES))
     for row in rows:
-        values = [format_number(row.pathologies[name].mean) for name in PATHOLOGIES]
+        values = [format_score(row.pathologies[name].mean) for name in PATHOLOGIES]
         lines.append(f" {row.name:<{wide}}" + "".join(f"{value:>8}" for value in values))
     return "\n".join([*lines, rule])
 

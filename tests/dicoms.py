@@ -18,7 +18,7 @@ def write_dicom(
     syntax: str = ExplicitVRLittleEndian,
     **tags: Any,
 ) -> Path:
-    """Writes a computed radiograph; `tags` are set last."""
+    """Write a computed radiograph; `tags` override the defaults."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CR, generate_uid()
     meta.TransferSyntaxUID = syntax

@@ -63,7 +63,7 @@ HOSTILE = [
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Returns every file and folder below a folder, with its size and its time of change."""
+    """Return every file and folder below a folder, with its size and modification time."""
     found = {os.fspath(path): path.lstat() for path in folder.rglob("*")}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
@@ -112,7 +112,7 @@ NAMES = [
 
 
 def outside(folder: Path, out: Path) -> dict[str, tuple[int, int]]:
-    """Returns what is below a folder but not below the folder of results, nor that itself."""
+    """Return what is below a folder, except the folder of results and its content."""
     found = listing(folder)
     del found[os.fspath(folder / "inner")]  # `out` appears in it
     return {name: seen for name, seen in found.items() if not Path(name).is_relative_to(out)}

@@ -91,7 +91,7 @@ def page_of(tmp_path, content, examples=(), figures=None):
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects what a browser would see."""
+    """Collect the tags, tables and captions of a page."""
 
     def __init__(self, page):
         super().__init__()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.tables import format_interval, format_number
+from experiments.report.tables import format_interval, format_score
 
 SPLITS = {
     "train": "weak labels",
@@ -12,20 +12,11 @@ SPLITS = {
     "expert_val": "choice of thresholds on expert masks",
     "test": "test on expert masks",
 }
-USES = {
-    "segmenter": ("chexseg_jax", "load_segmenter", "probabilities of ten pathologies per pixel"),
-    "classifier": (
-        "chexseg_jax.inference.export",
-        "load_classifier",
-        "probabilities of fourteen observations",
-    ),
-    "irnet": (
-        "chexseg_jax.inference.export",
-        "load_irnet",
-        "class boundaries on the grid of stride 4",
-    ),
+OUTPUTS = {
+    "segmenter": "probabilities of ten pathologies per pixel",
+    "classifier": "probabilities of fourteen observations",
+    "irnet": "class boundaries on the grid of stride 4",
 }
-"""Module, function and output of each kind of network."""
 
 
 def model_card(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
@@ -59,18 +50,19 @@ trained as CheXseg (Gadgil, Endo, Wen, Ng, Rajpurkar, MIDL 2021) with chexseg-ja
 
 
 def _use(config: Mapping[str, Any]) -> str:
-    module, function, output = USES[config["kind"]]
+    kind = config["kind"]
+    module = "chexseg_jax" if kind == "segmenter" else "chexseg_jax.inference.export"
     side = config["image_size"]
     mean, std = config["normalization"]["mean"], config["normalization"]["std"]
     return f"""## Use
 
 ```python
-from {module} import {function}
-network = {function}("this folder")
-outputs = network(images)  # uint8, b x {side} x {side} x 1: {output}
+from {module} import load_{kind}
+network = load_{kind}("this folder")
+outputs = network(images)  # uint8, b x {side} x {side} x 1: {OUTPUTS[kind]}
 ```
 
-Images are 8-bit gray and letterboxed to {side} x {side} pixels (long side scaled, centred, padded with
+Images are 8-bit gray and letterboxed to {side} x {side} pixels (long side scaled, centered, padded with
 black: `chexseg_jax.images.letterbox`). The network normalizes them by the mean {mean} and the standard
 deviation {std} of pixels on [0, 1]. `function.jax` needs only the packages `jax` and `flatbuffers`."""
 
@@ -87,7 +79,7 @@ def _data(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
         for name, row in report["data"].items()
     ]
     origin = (
-        "Synthetic chests, free of any licence: the network has never seen a radiograph."
+        "Synthetic chests, free of any license: the network has never seen a radiograph."
         if report["phantom"]
         else "CheXpert and CheXlocalize, under the research use agreements of Stanford University "
         "that came with them; these weights were made from that data, and its terms hold for them."
@@ -103,7 +95,7 @@ def _data(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
 
 def _results(config: Mapping[str, Any]) -> str:
     if config["kind"] == "classifier":
-        rows = [f"| {name} | {format_number(value)} |" for name, value in config["auroc"].items()]
+        rows = [f"| {name} | {format_score(value)} |" for name, value in config["auroc"].items()]
         head = "## Results\n\n| observation | AUROC, validation |\n| --- | --- |\n"
         return head + "\n".join(rows)
     if "metrics" not in config:
@@ -125,7 +117,7 @@ mean {_iou(mean)}. Thresholds and gates were chosen on expert-val.
 
 
 def _iou(row: Mapping[str, float | None]) -> str:
-    return f"{format_number(row['iou'])} {format_interval(row)}".strip()
+    return f"{format_score(row['iou'])} {format_interval(row)}".strip()
 
 
 def _limits(report: Mapping[str, Any] | None) -> str:

@@ -189,28 +189,19 @@ def alt_text(example: Example) -> str:
 
 def example_card(example: Example) -> dict[str, Any]:
     """Return what the page shows of an example: the X-ray, its masks and its scores."""
-    height, width = example.image.shape
     masks = [
-        (layer, k, mask_png(example.layers[layer.key][..., k], layer))
+        (layer.key, k, data_uri(mask_png(example.layers[layer.key][..., k], layer), "image/png"))
         for layer in LAYERS
         for k in example.nonempty(layer)
     ]
     scores = [(k, name, example.scores.get(name)) for k, name in enumerate(PATHOLOGIES)]
     return {
         "image_id": example.image_id,
-        "height": height,
-        "width": width,
+        "size": example.image.shape,
         "alt": alt_text(example),
         "image": data_uri(image_jpeg(example.image), "image/jpeg"),
-        "masks": [
-            {"layer": layer.key, "pathology": k, "image": data_uri(png, "image/png")}
-            for layer, k, png in masks
-        ],
-        "scores": [
-            {"pathology": k, "name": name, "value": value}
-            for k, name, value in scores
-            if value is not None and np.isfinite(value)
-        ],
+        "masks": masks,
+        "scores": [score for score in scores if score[2] is not None and np.isfinite(score[2])],
     }
 
 
@@ -229,16 +220,7 @@ def gallery(
     pathologies = sorted({k for e in examples for layer in layers for k in e.nonempty(layer)})
     members = {weak: [e for e in examples if e.weak == weak] for weak in groups}
     return {
-        "layers": [
-            {
-                "key": layer.key,
-                "title": layer.title,
-                "css": layer.css,
-                "digit": LAYERS.index(layer) + 1,
-                "visible": layer.visible,
-            }
-            for layer in layers
-        ],
+        "layers": [(digit, layer) for digit, layer in enumerate(LAYERS, 1) if layer in layers],
         "pathologies": [(k, PATHOLOGIES[k]) for k in pathologies],
         "groups": [
             {"title": title, "note": note, "cards": [example_card(e) for e in members[weak]]}

@@ -60,7 +60,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table; the first cell of each row is its heading."""
 
     caption: str
@@ -75,7 +75,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def format_number(value: Any) -> str:
+def format_score(value: Any) -> str:
     """Format a value with three decimals."""
     return f"{value:.3f}" if is_number(value) else DASH
 
@@ -90,7 +90,7 @@ def format_interval(entry: Mapping[str, Any]) -> str:
     low, high = entry.get("lower"), entry.get("upper")
     if not (is_number(low) and is_number(high)):
         return ""
-    return f"[{format_number(low)}, {format_number(high)}]"
+    return f"[{format_score(low)}, {format_score(high)}]"
 
 
 def lookup(report: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
@@ -116,8 +116,8 @@ def terminal_table(report: Mapping[str, Any]) -> str:
     def scores(name: str, n: str, keys: tuple[str, ...], last: tuple[str, ...] = ()) -> str:
         run = lookup(report, *keys, "run", *last)
         rest = [lookup(report, *keys, source, *last).get("iou") for source in others]
-        own = f"{format_number(run.get('iou'))} {format_interval(run)}"
-        return line(name, n, own, [format_number(value) for value in rest])
+        own = f"{format_score(run.get('iou'))} {format_interval(run)}"
+        return line(name, n, own, [format_score(value) for value in rest])
 
     counts = lookup(report, "n")
     head = line("Pooled IoU", "n", "This run [95 %]", [SOURCES[source] for source in others])
@@ -142,7 +142,7 @@ def bar_cell(
     entry = entry or {}
     interval = format_interval(entry)
     whiskers = (percent(entry["lower"]), percent(entry["upper"])) if interval else None
-    return Cell(format_number(value), best, False, interval, percent(value), whiskers)
+    return Cell(format_score(value), best, False, interval, percent(value), whiskers)
 
 
 def mark_best(values: Sequence[Any]) -> list[bool]:
@@ -155,14 +155,14 @@ def iou_cells(entries: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
     """Return the cells of IoUs by source: this run with a bar, the others as numbers."""
     values = [entry.get("iou") for entry in entries.values()]
     return [
-        bar_cell(value, entry, best=best) if source == "run" else Cell(format_number(value), best)
+        bar_cell(value, entry, best=best) if source == "run" else Cell(format_score(value), best)
         for (source, entry), value, best in zip(
             entries.items(), values, mark_best(values), strict=True
         )
     ]
 
 
-def iou_table(report: Mapping[str, Any]) -> Table:
+def iou_table(report: Mapping[str, Any]) -> ReportTable:
     """Return the main table: pooled IoU by pathology."""
     sources = sources_of(report, "pooled")
     counts, thresholds = lookup(report, "n"), lookup(report, "thresholds")
@@ -175,10 +175,10 @@ def iou_table(report: Mapping[str, Any]) -> Table:
     means = iou_cells({source: lookup(report, "mean", source) for source in sources})
     head = ["Pathology", "n", *(SOURCES[source] for source in sources), "Threshold"]
     foot = [Cell("Mean"), Cell(), *means, Cell()]
-    return Table("Pooled IoU at the letterbox", head, rows, foot)
+    return ReportTable("Pooled IoU at the letterbox", head, rows, foot)
 
 
-def image_tables(report: Mapping[str, Any]) -> list[Table]:
+def image_tables(report: Mapping[str, Any]) -> list[ReportTable]:
     """Return the tables of CheXlocalize's scores per image."""
     tables = []
     for title, note, keys in PER_IMAGE:
@@ -189,11 +189,11 @@ def image_tables(report: Mapping[str, Any]) -> list[Table]:
             cells = [(bar_cell(e.get("mean"), e), count_cell(e.get("n"))) for e in entries]
             rows.append([Cell(name), *(cell for pair in cells for cell in pair)])
         head = ["Pathology", *(text for source in sources for text in (SOURCES[source], "n"))]
-        tables.append(Table(title, head, rows, note=note))
+        tables.append(ReportTable(title, head, rows, note=note))
     return tables
 
 
-def classifier_table(report: Mapping[str, Any]) -> Table:
+def classifier_table(report: Mapping[str, Any]) -> ReportTable:
     """Return the classifier's AUROC by observation."""
     scores, counts = lookup(report, "classifier", "auroc"), lookup(report, "classifier", "n")
     rows = [
@@ -203,17 +203,17 @@ def classifier_table(report: Mapping[str, Any]) -> Table:
     five = [scores[name] for name in COMPETITION_OBSERVATIONS if is_number(scores.get(name))]
     mean = sum(five) / 5 if len(five) == 5 else None
     foot = [Cell("Mean of CheXpert's five"), Cell(), bar_cell(mean, start=0.5)]
-    return Table("Classifier: AUROC", ["Observation", "n", "AUROC"], rows, foot)
+    return ReportTable("Classifier: AUROC", ["Observation", "n", "AUROC"], rows, foot)
 
 
-def pseudo_table(report: Mapping[str, Any]) -> Table | None:
+def pseudo_table(report: Mapping[str, Any]) -> ReportTable | None:
     """Return the IoU of pseudo-masks with hidden masks, if it was measured."""
     if not lookup(report, "pseudo_masks"):
         return None
 
     def cells(name: str, values: Sequence[Any]) -> list[Cell]:
         pairs = zip(values, mark_best(values), strict=True)
-        return [Cell(name), *(Cell(format_number(value), best) for value, best in pairs)]
+        return [Cell(name), *(Cell(format_score(value), best) for value, best in pairs)]
 
     rows = [
         cells(name, [lookup(report, "pseudo_masks", kind).get(name) for kind in PSEUDO])
@@ -221,10 +221,10 @@ def pseudo_table(report: Mapping[str, Any]) -> Table | None:
     ]
     means = lookup(report, "pseudo_masks", "means")
     foot = cells("Mean", [means.get(kind) for kind in PSEUDO])
-    return Table("Pseudo-masks: pooled IoU", ["Pathology", *PSEUDO.values()], rows, foot)
+    return ReportTable("Pseudo-masks: pooled IoU", ["Pathology", *PSEUDO.values()], rows, foot)
 
 
-def rho_table(report: Mapping[str, Any]) -> Table | None:
+def rho_table(report: Mapping[str, Any]) -> ReportTable | None:
     """Return the runs that differ from this one in rho alone, if there are others."""
     runs = report.get("rhos") or []
     if len(runs) < 2:
@@ -236,7 +236,7 @@ def rho_table(report: Mapping[str, Any]) -> Table | None:
         rows.append(
             [Cell(f"ρ = {run.get('rho')}{own}"), bar_cell(run.get("iou"), run, best=best), folder]
         )
-    return Table(
+    return ReportTable(
         "Other shares of expert masks",
         ["Run", "Mean pooled IoU", "Folder"],
         rows,
@@ -245,7 +245,7 @@ def rho_table(report: Mapping[str, Any]) -> Table | None:
     )
 
 
-def provenance_tables(report: Mapping[str, Any]) -> dict[str, Table]:
+def provenance_tables(report: Mapping[str, Any]) -> dict[str, ReportTable]:
     """Return the tables of what produced the numbers: stages, data, software and device."""
     stages = [
         [
@@ -266,7 +266,7 @@ def provenance_tables(report: Mapping[str, Any]) -> dict[str, Table]:
     versions = {**lookup(report, "versions"), "Device": report.get("device") or DASH}
     software = [[Cell(str(name)), Cell(str(value))] for name, value in versions.items()]
     return {
-        "Stages": Table("Stages in order", ["Stage", "Time", "Folder"], stages),
-        "Data": Table("What was read", ["Data", "Images", "Fingerprint"], data),
-        "Versions": Table("Software and device", ["Name", "Version"], software),
+        "Stages": ReportTable("Stages in order", ["Stage", "Time", "Folder"], stages),
+        "Data": ReportTable("What was read", ["Data", "Images", "Fingerprint"], data),
+        "Versions": ReportTable("Software and device", ["Name", "Version"], software),
     }

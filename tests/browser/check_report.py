@@ -100,7 +100,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, page_path):
-    """Opens the page offline, and at the end says what the browser had to say against it."""
+    """Open the page offline; fail at the end if the browser reported an error or a request."""
     contexts, complaints = [], []
 
     def opened(width=1300, height=900, scheme="dark"):
