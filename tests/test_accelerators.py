@@ -85,7 +85,7 @@ TRAININGS = {
     ),
     "irnet": (
         irnet,
-        lambda: irnet_stage.objective(3, IMAGENET),
+        lambda: irnet_stage.objective(3, IMAGENET, displacement=True),
         lambda: irnet_stage.optimizer(irnet_stage.IrnetConfig(), 10),
         irnet_stage.HEADS,
         {"seeds": shape(BATCH, SIDE // 4, SIDE // 4, FINDINGS, dtype=jnp.int8)},

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,3 +89,20 @@ def test_a_grid_too_small_for_the_radius_is_refused():
     labels = jnp.zeros((1, 8, 8, 1), jnp.int32)
     with pytest.raises(ValueError, match=r"8, 8.*radius 10"):
         pair_losses(jnp.zeros((1, 8, 8)), jnp.zeros((1, 8, 8, 2)), labels, 10)
+
+
+def test_the_boundary_terms_do_not_depend_on_displacements():
+    generator = np.random.default_rng(5)
+    edges, labels = generator.normal(size=(2, 9, 9)), generator.integers(-1, 2, (2, 9, 9, 3))
+    edges, labels = jnp.asarray(edges, jnp.float32), jnp.asarray(labels)
+    shifts = jnp.asarray(generator.normal(size=(2, 9, 9, 2)), jnp.float32)
+    both, alone = pair_losses(edges, shifts, labels, 4), pair_losses(edges, None, labels, 4)
+    for name in ("background", "foreground", "boundary", "boundary_pairs"):
+        np.testing.assert_array_equal(both[name], alone[name])
+    rest = (both["foreground_displacement"] + both["background_displacement"]) / 2
+    np.testing.assert_allclose(alone["total"], both["total"] - rest, rtol=1e-5)
+
+    def gradient(shifts):
+        return jax.grad(lambda e: pair_losses(e, shifts, labels, 4)["total"].sum())(edges)
+
+    np.testing.assert_allclose(gradient(shifts), gradient(None), rtol=1e-5, atol=1e-7)

@@ -1,6 +1,7 @@
 import json
 from dataclasses import asdict, replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -76,4 +77,4 @@ def test_restore_needs_the_folder_alone(tmp_path):
     for key, tensor in to_torch(restore(tmp_path)).items():
         np.testing.assert_array_equal(tensor, to_torch(model)[key])
     dilated = restore(tmp_path, replace(spec, output_stride=16))
-    assert dilated.stages(np.zeros((1, 64, 64, 3), np.float32))[-1].shape[1] == 4
+    assert dilated.stages(jnp.zeros((1, 64, 64, 3)))[-1].shape[1] == 4

@@ -29,7 +29,7 @@ class Branch(nnx.Module):
         self.conv = Conv(inputs, outputs, 1, dtype=dtype, rngs=rngs)
         self.dtype = dtype
         self.norm = nnx.GroupNorm(
-            outputs, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, rngs=rngs
+            outputs, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, rngs=nnx.Rngs(0)
         )
 
     def __call__(

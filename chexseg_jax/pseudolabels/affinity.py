@@ -74,7 +74,7 @@ def affinities(boundaries: Float[Array, "b h w"], radius: int) -> Float[Array, "
 
 def pair_losses(
     edge_logits: Float[Array, "b h w"],
-    displacements: Float[Array, "b h w 2"],
+    displacements: Float[Array, "b h w 2"] | None,
     labels: Int[Array, "b h w k"],
     radius: int,
 ) -> dict[str, Float[Array, "k"]]:
@@ -83,7 +83,8 @@ def pair_losses(
     Labels are 1 foreground, 0 background, anything else ignored; a pair with an ignored end is not
     counted. A scan over the neighbours sums the terms, so that pair labels and affinities of one
     neighbour are in memory at a time. As in the release, pairs start from cells whose whole half-disc
-    lies on the grid. Each term is a sum over the batch divided by its number of pairs.
+    lies on the grid. Each term is a sum over the batch divided by its number of pairs. Without
+    displacements their two terms are zero; the others do not depend on them.
     """
     reach = radius - 1
     start, size = (0, reach), (labels.shape[1] - reach, labels.shape[2] - 2 * reach)
@@ -93,9 +94,19 @@ def pair_losses(
     source = jax.lax.dynamic_slice(
         labels, (0, *start, 0), (labels.shape[0], *size, labels.shape[3])
     )
-    origin = jax.lax.dynamic_slice(
-        displacements, (0, *start, 0), (labels.shape[0], *size, displacements.shape[3])
-    )
+    total = lambda cost, pairs: jnp.einsum("bhw,bhwk->k", cost, pairs)  # noqa: E731
+
+    def displacement_costs(
+        path: Int[Array, "l 2"], pairs: tuple[Float[Array, "b sh sw k"], Float[Array, "b sh sw k"]]
+    ) -> list[Float[Array, "k"]]:
+        if displacements is None:
+            return [jnp.zeros(labels.shape[-1])] * 2
+        window = (labels.shape[0], *size, 2)
+        origin = jax.lax.dynamic_slice(displacements, (0, *start, 0), window)
+        corner = (0, start[0] + path[0, 0], start[1] + path[0, 1], 0)
+        moved = origin - jax.lax.dynamic_slice(displacements, corner, window)
+        off_target = jnp.abs(moved - path[0].astype(moved.dtype)[None, None, None])
+        return [total(off_target.sum(-1), pairs[0]), total(jnp.abs(moved).sum(-1), pairs[1])]
 
     def add_neighbour(sums: Float[Array, "8 k"], path: Int[Array, "l 2"]):
         dy, dx = path[0, 0], path[0, 1]
@@ -108,15 +119,11 @@ def pair_losses(
 
         affinity = _path_affinities(boundaries, path, start, size)
         same_cost, differ_cost = -jnp.log(affinity + 1e-5), -jnp.log(1 + 1e-5 - affinity)
-        moved = origin - jax.lax.dynamic_slice(displacements, corner, origin.shape)
-        off_target = jnp.abs(moved - jnp.stack([dy, dx]).astype(moved.dtype)[None, None, None])
-        total = lambda cost, pairs: jnp.einsum("bhw,bhwk->k", cost, pairs)  # noqa: E731
         terms = [
             total(same_cost, background),
             total(same_cost, foreground),
             total(differ_cost, differ),
-            total(off_target.sum(-1), foreground),
-            total(jnp.abs(moved).sum(-1), background),
+            *displacement_costs(path, (foreground, background)),
             *(pairs.sum((0, 1, 2)) for pairs in (background, foreground, differ)),
         ]
         return sums + jnp.stack(terms), None

@@ -1,9 +1,10 @@
-"""Train the boundary and displacement heads of IRNet on CRF seeds.
+"""Train the boundary head of IRNet on CRF seeds.
 
 The release adds up the ten pathologies' losses cumulatively, so that the first counts ten times; keeps
 the learning rate constant; and pads labels with background. Here the loss is the mean over the findings
 present, the rate decays polynomially, and labels beyond the frame are ignored. The frozen backbone is
-the classifier, or the paper's ImageNet ResNet-50 if its PyTorch file is given.
+the classifier, or the paper's ImageNet ResNet-50 if its PyTorch file is given. The displacement head,
+which tells instances apart and cannot change a semantic mask, is trained only if asked for.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,7 +27,8 @@ from chexseg_jax.weights.convert import start_from
 
 VERSION = 1
 HEADS = nnx.All(nnx.Param, nnx.PathContains("heads"))
-"""The trained variables."""
+BOUNDARY_HEAD = nnx.All(nnx.Param, nnx.Any(nnx.PathContains("edges"), nnx.PathContains("edge")))
+"""The trained variables, with the displacement head and without."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class IrnetConfig:
     """IRNet's training; the defaults are the paper's (App. B) and, where it is silent, IRNet's."""
 
     radius: int = 10  # cells of stride 4 within which pairs are compared
-    learning_rate: float = 0.1  # of the boundary branch; the displacement branch takes ten times it
+    learning_rate: float = 0.1  # of the boundary head; the displacement head takes ten times it
+    displacement: bool = False
+    """Train the displacement head too; no mask depends on it."""
     momentum: float = 0.0
     weight_decay: float = 1e-4
     batch_size: int = 16
@@ -63,19 +67,19 @@ class IrnetConfig:
         )
 
 
-def objective(radius: int, normalization: Normalization) -> Objective:
+def objective(
+    radius: int, normalization: Normalization, *, displacement: bool = False
+) -> Objective:
     """Return the loss of a batch: the mean over the findings with seeds in it."""
 
     def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
-        boundaries, displacements = model(normalization(batch["images"]), train=True)
+        stages = model.stages(normalization(batch["images"]))
+        boundaries, displacements = model.heads.boundary(stages), None
+        if displacement:
+            displacements = model.heads.displacement(stages, train=True)
         labels = batch["seeds"].astype(jnp.int32)
         seeded = (labels == 1).any((1, 2), keepdims=True)
-        terms = pair_losses(
-            boundaries.astype(jnp.float32),
-            displacements.astype(jnp.float32),
-            jnp.where(seeded, labels, -1),
-            radius,
-        )
+        terms = pair_losses(boundaries, displacements, jnp.where(seeded, labels, -1), radius)
         present = (terms["foreground_pairs"] > 0).astype(jnp.float32)
         loss = (terms["total"] * present).sum() / jnp.maximum(present.sum(), 1)
         names = ("background", "foreground", "boundary")
@@ -86,7 +90,7 @@ def objective(radius: int, normalization: Normalization) -> Objective:
 
 
 def optimizer(config: IrnetConfig, steps: int) -> optax.GradientTransformation:
-    """Return SGD with polynomial decay for both branches over a number of steps."""
+    """Return SGD with polynomial decay for both heads over a number of steps."""
 
     def sgd(rate: float) -> optax.GradientTransformation:
         return optax.chain(
@@ -148,7 +152,7 @@ def run(
     best = fit(
         model,
         shuffled_repeated(Mapped(seeds, example), seed, strength=config.augment),
-        objective(config.radius, spec.normalization),
+        objective(config.radius, spec.normalization, displacement=config.displacement),
         optimizer(config, steps),
         folder=folder.path,
         name=folder.stage,
@@ -156,6 +160,6 @@ def run(
         steps=steps,
         every=config.every,
         key=jax.random.key(seed),
-        trained=HEADS,
+        trained=HEADS if config.displacement else BOUNDARY_HEAD,
     )
     folder.finish(**best, network=asdict(spec), images=len(seeds))
