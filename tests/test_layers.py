@@ -8,10 +8,10 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from chexseg_jax.models import initializers
-from chexseg_jax.models.irnet import Branch
 from chexseg_jax.models.layers import (
     BatchNorm,
     Conv,
+    GroupNorm,
     as_convolution,
     as_grouped_convolution,
     as_reduce_window,
@@ -164,8 +164,8 @@ def test_statistics_stay_float32_in_bfloat16():
     np.testing.assert_allclose(norm.mean[...], [expected], rtol=1e-6)
 
 
-def test_the_group_norm_of_irnets_branches_by_hand():
-    norm = Branch(1, 4, 2, dtype=jnp.float32, rngs=nnx.Rngs(0)).norm
+def test_group_norm_by_hand():
+    norm = GroupNorm(4, 2)
     norm.scale[...] = jnp.asarray([1.0, 2.0, 3.0, 4.0])
     maps = 2 + 3 * normal(2, 3, 5, 4)
     groups = np.asarray(maps).reshape(2, 15, 2, 2)

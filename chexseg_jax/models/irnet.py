@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from chexseg_jax.models.backbone import Backbone, Stages
-from chexseg_jax.models.layers import EPSILON, Conv, resize
+from chexseg_jax.models.layers import Conv, GroupNorm, resize
 
 EDGE_WIDTH = 32
 EDGE_GROUPS = 4
@@ -27,17 +27,13 @@ class Branch(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = Conv(inputs, outputs, 1, dtype=dtype, rngs=rngs)
-        self.dtype = dtype
-        self.norm = nnx.GroupNorm(
-            outputs, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, rngs=nnx.Rngs(0)
-        )
+        self.norm = GroupNorm(outputs, groups, dtype=dtype)
 
     def __call__(
         self, maps: Float[Array, "b h w c"], height: int, width: int
     ) -> Float[Array, "b height width o"]:
         """Return the branch's maps on a grid at least as fine."""
-        normed = self.norm(self.conv(maps).astype(jnp.float32)).astype(self.dtype)
-        return jax.nn.relu(upsample(normed, height, width))
+        return jax.nn.relu(upsample(self.norm(self.conv(maps)), height, width))
 
 
 class Heads(nnx.Module):
