@@ -30,7 +30,7 @@ from experiments.benchmarks.table import (
     describe_machine,
     markdown,
     measurement_of,
-    write_table,
+    write_benchmark,
 )
 from experiments.benchmarks.timing import CompiledWorkload, Runner, time_alternating
 from experiments.benchmarks.workloads import (
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
         machine, rows = run_benchmark(config)
     print(f"\n{markdown(machine, rows)}")
     if config.out is not None:
-        write_table(config.out, machine, rows)
+        write_benchmark(config.out, machine, rows)
         print(f"Written: {config.out / 'benchmark'}.md, .json")
 
 

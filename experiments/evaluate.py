@@ -44,7 +44,7 @@ from chexseg_jax.evaluation.human_benchmark import (
 )
 from chexseg_jax.evaluation.metrics import Interval, bootstrap_means, intervals_of
 from chexseg_jax.pathologies import PATHOLOGIES
-from experiments.run.cli import errors_to_exit_code_2
+from experiments.run.cli import exit_on_errors
 
 LETTERBOX = 320
 """The paper's letterbox, pixels."""
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         Config, prog="python -m experiments.evaluate", args=arguments, description=__doc__
     )
-    with errors_to_exit_code_2(ChexlocalizeError, OSError):
+    with exit_on_errors(ChexlocalizeError, OSError):
         scores, files = evaluate(config)
         config.out.mkdir(parents=True, exist_ok=True)
         for name, write in files.items():

@@ -1,8 +1,8 @@
-"""Equal to the references, number for number: `python -m experiments.parity --fixtures DIR`.
+"""Compare with the PyTorch references, number by number: `python -m experiments.parity --fixtures DIR`.
 
-DIR holds outputs of the PyTorch implementations on weights that both sides draw by the same rule.
-Every array in every file is compared, a line each, and the command fails if one differs by more than
-its tolerance, or if a file or an array was there that nothing compared.
+DIR holds outputs of the PyTorch implementations on weights that both sides generate by the same rule.
+Every array of every file is compared, one line each. The command fails if one exceeds its tolerance, or
+if nothing compares a file or an array.
 """
 
 import sys
@@ -14,79 +14,78 @@ from typing import Any
 
 import tyro
 
-from experiments.parity_checks.fixtures import Arrays, Fixtures, Line, failure
+from experiments.parity_checks.fixtures import Comparison, Fixtures, ReferenceArrays, failure
 from experiments.parity_checks.formulas import (
     EVALUATION,
-    crfs,
-    evaluation,
-    heatmaps,
-    path_index,
-    walks,
+    compare_crfs,
+    compare_evaluation,
+    compare_heatmaps,
+    compare_paths,
+    compare_walks,
 )
-from experiments.parity_checks.networks import Networks
+from experiments.parity_checks.networks import NetworkComparisons
 
 DESCRIPTIONS = ("README.md", "index.json")
 """Files that describe the others."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Compares this implementation with the references."""
+class ParityConfig:
+    """Compare this implementation with the references."""
 
     fixtures: Path
     """The folder of reference outputs."""
     only: str | None = None
-    """Compare only what matches this name, such as `crf.npz` or `irnet_*`."""
+    """Compare only files that match this pattern, such as `crf.npz` or `irnet_*`."""
 
 
-Comparer = Callable[[Any], Iterator[Line]]
+Comparer = Callable[[Any], Iterator[Comparison]]
 
 
-def comparers(networks: Networks) -> dict[str, Comparer]:
-    """Returns what compares a file, or the evaluation's folder, by the pattern of its name."""
+def comparers(networks: NetworkComparisons) -> dict[str, Comparer]:
+    """Return the function that compares each kind of file, by file name pattern, cheap ones first."""
     return {
-        "path_index.json": path_index,
-        "evaluation": evaluation,
-        "heatmap_to_segmentation.npz": heatmaps,
-        "random_walk.npz": walks,
-        "crf.npz": crfs,
+        "path_index.json": compare_paths,
+        "evaluation": compare_evaluation,
+        "heatmap_to_segmentation.npz": compare_heatmaps,
+        "random_walk.npz": compare_walks,
+        "crf.npz": compare_crfs,
         "densenet121.npz": networks.densenet,
         "deeplabv3plus_*.npz": networks.deeplab,
-        "irnet_infer.npz": networks.inference,
-        "irnet_r*.npz": networks.irnet,
+        "irnet_infer.npz": networks.irnet_inference,
+        "irnet_r*.npz": networks.irnet_training,
     }
 
 
-def compared(fixtures: Fixtures, only: str | None) -> Iterator[Line]:
-    """Compares a folder, cheap files first, and names what could not be compared."""
-    kinds = comparers(Networks(fixtures))
-    patterns = list(kinds)
-    entries = [path for path in fixtures.folder.iterdir() if path.name not in DESCRIPTIONS]
-    known: list[tuple[int, str, Path]] = []
-    for path in entries:
-        number = next((n for n, key in enumerate(patterns) if fnmatch(path.name, key)), None)
-        if only is not None and not fnmatch(path.name, only):
+def compare_folder(fixtures: Fixtures, only: str | None) -> Iterator[Comparison]:
+    """Compare all files of a folder, and report those that nothing compares."""
+    by_pattern = comparers(NetworkComparisons(fixtures))
+    patterns = list(by_pattern)
+    comparable: list[tuple[int, str, Path]] = []
+    for path in fixtures.folder.iterdir():
+        if path.name in DESCRIPTIONS or not fnmatch(path.name, only or "*"):
             continue
-        if number is None:
+        order = next((i for i, pattern in enumerate(patterns) if fnmatch(path.name, pattern)), None)
+        if order is None:
             yield failure(path.name, "nothing compares this")
         else:
-            known.append((number, path.name, path))
-    for number, name, path in sorted(known):
-        for line in compared_file(path, kinds[patterns[number]]):
-            yield replace(line, name=f"{name}: {line.name}")
+            comparable.append((order, path.name, path))
+    for order, name, path in sorted(comparable):
+        for comparison in compare_path(path, by_pattern[patterns[order]]):
+            yield replace(comparison, name=f"{name}: {comparison.name}")
     if only is None:
-        for kind in sorted(fixtures.undrawn):
-            yield failure(f"index.json: {kind}", "no file compares this network")
+        for network in sorted(fixtures.unused):
+            yield failure(f"index.json: {network}", "no file compares this network")
 
 
-def compared_file(path: Path, comparer: Comparer) -> Iterator[Line]:
-    """Compares one file or folder; what goes wrong with it is a line, and the others go on."""
+def compare_path(path: Path, comparer: Comparer) -> Iterator[Comparison]:
+    """Compare one file or folder; an error in it is a failure, and the others go on."""
     arrays = None
     try:
         if path.suffix == ".npz":
-            arrays = Arrays(path)
+            arrays = ReferenceArrays(path)
         yield from comparer(arrays if arrays is not None else path)
-    except Exception as error:  # whatever a broken file leads to
+    except Exception as error:  # a damaged file may raise anything
         yield failure(type(error).__name__, " ".join(str(error).split())[:300])
     for name in sorted(arrays.unread) if arrays is not None else ():
         yield failure(name, "nothing compares this array")
@@ -96,42 +95,43 @@ def compared_file(path: Path, comparer: Comparer) -> Iterator[Line]:
             yield failure(name, "nothing compares this file")
 
 
-def summarise(lines: list[Line], absent: list[str]) -> None:
-    """Prints a row for each file, what failed, and what there was none of."""
-    files: dict[str, list[Line]] = {}
-    for line in lines:
-        files.setdefault(line.name.partition(":")[0], []).append(line)
+def print_summary(comparisons: list[Comparison], absent: list[str]) -> None:
+    """Print a row for each file, the failures, and the kinds of files that are absent."""
+    files: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        files.setdefault(comparison.name.partition(":")[0], []).append(comparison)
     print(f"\n{'file':32} {'compared':>8} {'failed':>6}   nearest to its tolerance")
     for name, group in files.items():
-        wrong = sum(not line.ok for line in group)
-        worst = max(group, key=lambda line: line.error / line.tolerance if line.tolerance else 0)
+        wrong = sum(not c.ok for c in group)
+        worst = max(group, key=lambda c: c.error / c.tolerance if c.tolerance else 0)
         near = f"{worst.error:.1e} of {worst.tolerance:.0e}  {worst.name.partition(': ')[2]}"
         print(f"{name:32} {len(group):8} {wrong:6}   {near if worst.tolerance else 'exact'}")
     if absent:
         print(f"Not in this folder: {', '.join(absent)}.")
-    failed = [line for line in lines if not line.ok]
-    for line in failed:
-        print(line)
-    print(f"{len(lines)} comparisons, {len(failed)} failed.")
+    failed = [comparison for comparison in comparisons if not comparison.ok]
+    for comparison in failed:
+        print(comparison)
+    print(f"{len(comparisons)} comparisons, {len(failed)} failed.")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, compares, and returns the exit status."""
-    settings = tyro.cli(Settings, args=arguments, description=__doc__)
+    """Parse the command line, compare, and return the exit status."""
+    config = tyro.cli(ParityConfig, args=arguments, description=__doc__)
     try:
-        fixtures = Fixtures(settings.fixtures)
+        fixtures = Fixtures(config.fixtures)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"     {'name':80} {'error':>8} {'at most':>8}")
-    lines = []
-    for line in compared(fixtures, settings.only):
-        print(line, flush=True)
-        lines.append(line)
-    names = [path.name for path in settings.fixtures.iterdir()]
-    patterns = comparers(Networks(fixtures)) if settings.only is None else {}
-    summarise(lines, [key for key in patterns if not any(fnmatch(name, key) for name in names)])
-    return int(not lines or not all(line.ok for line in lines))
+    comparisons = []
+    for comparison in compare_folder(fixtures, config.only):
+        print(comparison, flush=True)
+        comparisons.append(comparison)
+    names = [path.name for path in config.fixtures.iterdir()]
+    patterns = comparers(NetworkComparisons(fixtures)) if config.only is None else {}
+    absent = [pattern for pattern in patterns if not any(fnmatch(n, pattern) for n in names)]
+    print_summary(comparisons, absent)
+    return int(not comparisons or not all(comparison.ok for comparison in comparisons))
 
 
 if __name__ == "__main__":

@@ -152,9 +152,7 @@ def test_an_export_predicts_what_the_run_predicted(workdir, tmp_path):
     assert "Not a medical device" in card and "| train | 72 |" in card
     assert all(name in card for name in PATHOLOGIES)
     for kind in ("classifier", "irnet"):
-        export(
-            [f"--run={stage(workdir, kind)}", f"--out={tmp_path / kind}", f"--what={kind}"]
-        )
+        export([f"--run={stage(workdir, kind)}", f"--out={tmp_path / kind}", f"--what={kind}"])
         assert load(tmp_path / kind, kind).image_size == 64
     assert not list(tmp_path.glob(".*"))
 

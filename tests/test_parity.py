@@ -1,4 +1,4 @@
-"""The comparison with the references holds on what the tests carry, and nothing escapes it."""
+"""The parity command passes on the goldens of the tests, and reports every deviation."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.parity import main
-from experiments.parity_checks.fixtures import Fixtures, compare
+from experiments.parity_checks.fixtures import Fixtures, compare_values
 
 GOLDENS = Path(__file__).parent / "goldens" / "parity"
 LIGHT = ("path_index.json", "heatmap_to_segmentation.npz", "evaluation")
@@ -21,7 +21,7 @@ def run(folder, capsys, *more):
 
 @pytest.fixture
 def light(tmp_path):
-    """What takes no network to compare."""
+    """The fixtures that need no network."""
     folder = tmp_path / "fixtures"
     folder.mkdir()
     for name in LIGHT:
@@ -32,9 +32,9 @@ def light(tmp_path):
 
 
 def rewrite(path, **changes):
-    """Writes a file of arrays again with some changed, or left out where the change is None."""
-    with np.load(path) as found:
-        arrays = {**found, **changes}
+    """Rewrite a file of arrays with changes; None removes an array."""
+    with np.load(path) as content:
+        arrays = {**content, **changes}
     np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
 
 
@@ -42,7 +42,7 @@ def failures(out):
     return [line.split()[1:3] for line in out.splitlines() if line.startswith("FAIL")]
 
 
-def test_all_that_the_tests_carry_is_equal(capsys):
+def test_all_goldens_are_equal(capsys):
     status, out = run(GOLDENS, capsys)
     assert status == 0, out
     ok = [line for line in out.splitlines() if line.startswith("ok")]
@@ -55,7 +55,7 @@ def test_all_that_the_tests_carry_is_equal(capsys):
     assert "Not in this folder: deeplabv3plus_*.npz, irnet_infer.npz." in out
 
 
-def test_untouched_is_all_ok(light, capsys):
+def test_unchanged_fixtures_pass(light, capsys):
     status, out = run(light, capsys)
     assert status == 0, out
 
@@ -70,7 +70,7 @@ def test_a_changed_number_fails(light, capsys):
     assert failures(out)[0] == ["random_walk.npz:", "0/walked"]
 
 
-def test_a_number_that_is_none_fails(light, capsys):
+def test_nan_fails(light, capsys):
     path = light / "heatmap_to_segmentation.npz"
     values = np.load(path)["otsu_value"].copy()
     values[2] = np.nan
@@ -122,7 +122,7 @@ def test_a_cell_of_a_table_fails(light, capsys):
     assert failures(out)[0] == ["evaluation:", name]
 
 
-def test_a_file_that_is_cut_short_fails(light, capsys):
+def test_a_truncated_file_fails(light, capsys):
     path = light / "heatmap_to_segmentation.npz"
     path.write_bytes(path.read_bytes()[:2000])
     status, out = run(light, capsys)
@@ -130,12 +130,12 @@ def test_a_file_that_is_cut_short_fails(light, capsys):
     assert "heatmap_to_segmentation.npz: BadZipFile" in out
 
 
-def test_no_index_is_one_sentence(tmp_path, capsys):
+def test_a_missing_index_is_an_error_message(tmp_path, capsys):
     assert main(["--fixtures", str(tmp_path)]) == 1
     assert "index.json: no index of fixtures" in capsys.readouterr().err
 
 
-def test_weights_are_drawn_by_name(light):
+def test_weights_depend_on_seed_and_name(light):
     shapes = {
         "a.weight": [2, 3, 1, 1],
         "a.bias": [4],
@@ -145,18 +145,18 @@ def test_weights_are_drawn_by_name(light):
     index = {"seed": 7, "state_dicts": {"net": shapes}}
     (light / "index.json").write_text(json.dumps(index))
     fixtures = Fixtures(light)
-    drawn = fixtures.state("net")
+    state = fixtures.state_dict("net")
     # 0x6f58597e is the CRC-32 of "a.bias".
     normal = np.random.default_rng([7, 0x6F58597E]).standard_normal(4).astype(np.float32)
-    np.testing.assert_array_equal(drawn["a.bias"], np.float32(0.1) * normal)
-    assert drawn["b"] is drawn["a.bias"]
+    np.testing.assert_array_equal(state["a.bias"], np.float32(0.1) * normal)
+    assert state["b"] is state["a.bias"]
     assert fixtures.aliases("net") == {"b"}
-    assert drawn["a.running_var"].min() >= 1
-    assert {value.dtype for value in drawn.values()} == {np.dtype(np.float32)}
+    assert state["a.running_var"].min() >= 1
+    assert {value.dtype for value in state.values()} == {np.dtype(np.float32)}
 
 
 def test_errors_are_relative_to_the_largest_magnitude():
-    assert compare("x", [1.0, 100.0], [2.0, 100.0], 0.1).error == 0.01
-    assert compare("x", [1.0, 0.0], [0.0, 0.0], 0.1).error == 1.0
-    assert not compare("x", [1.0], [1.0, 1.0], 0.1).ok
-    assert not compare("x", [np.nan], [np.nan], 0.1).ok
+    assert compare_values("x", [1.0, 100.0], [2.0, 100.0], 0.1).error == 0.01
+    assert compare_values("x", [1.0, 0.0], [0.0, 0.0], 0.1).error == 1.0
+    assert not compare_values("x", [1.0], [1.0, 1.0], 0.1).ok
+    assert not compare_values("x", [np.nan], [np.nan], 0.1).ok

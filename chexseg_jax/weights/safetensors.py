@@ -1,7 +1,4 @@
-"""Safetensors files, read and written with the package of that name.
-
-Its readers for NumPy lack bfloat16 and those for JAX 64 bits, so that bytes are interpreted here.
-"""
+"""Safetensors files, read and written with the package of that name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +26,7 @@ DTYPES: Final[Mapping[str, np.dtype]] = {
         "BOOL": np.bool_,
     }.items()
 }
+"""The dtypes of weights; of others the package's support differs between its versions."""
 
 
 class SafetensorsError(ValueError):
@@ -46,29 +44,28 @@ def write_safetensors(
     for key, tensor in state.items():
         if tensor.dtype not in DTYPES.values():
             raise SafetensorsError(f"{key}: weights are not stored as {tensor.dtype}")
-    arrays = {key: np.ascontiguousarray(tensor) for key, tensor in state.items()}
+    arrays = {key: np.asarray(tensor, order="C") for key, tensor in state.items()}
     with atomic_write(path) as part:
+        # Not `save_file`: its errors are no OSError, and a full disk must be reported as one.
         part.write_bytes(save(arrays, dict(metadata) if metadata else None))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read the tensors of a file, as read-only arrays, and its metadata.
+    """Read the tensors of a file and its metadata.
 
     Raises:
         SafetensorsError: the file is damaged, or holds a dtype that weights do not use.
     """
+    arrays = {}
     try:
-        tensors = safetensors.deserialize(path.read_bytes())
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            for key in file.keys():
+                dtype = file.get_slice(key).get_dtype()
+                if dtype not in DTYPES:
+                    raise SafetensorsError(f"{path}: tensor {key!r:.80} is of type {dtype}")
+                arrays[key] = file.get_tensor(key)
+            return arrays, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise SafetensorsError(
             f"{path}: no readable safetensors file ({error!s:.200}); fetch it again"
         ) from None
-    arrays = {}
-    for key, entry in tensors:
-        if entry["dtype"] not in DTYPES:
-            raise SafetensorsError(f"{path}: tensor {key!r:.80} is of type {entry['dtype']}")
-        flat = np.frombuffer(bytes(entry["data"]), DTYPES[entry["dtype"]])
-        arrays[key] = flat.reshape(entry["shape"])
-    return arrays, metadata

@@ -151,7 +151,7 @@ def markdown(machine: Mapping[str, Any], rows: list[Measurement]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(folder: Path, machine: Mapping[str, Any], rows: list[Measurement]) -> None:
+def write_benchmark(folder: Path, machine: Mapping[str, Any], rows: list[Measurement]) -> None:
     """Write `benchmark.md` and `benchmark.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "benchmark.md") as aside:

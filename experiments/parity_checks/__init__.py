@@ -1,1 +1,1 @@
-"""Comparisons with the PyTorch references' outputs."""
+"""Comparisons with the outputs of PyTorch reference implementations."""

@@ -1,7 +1,7 @@
-"""A folder of reference outputs: what it holds, what was read of it, and the weights it stands for.
+"""Reference fixtures: their arrays, the weights of their networks, and single comparisons.
 
-Weights are drawn, not stored: every tensor from the folder's seed and its own name, so that two sides
-which never met have the same network.
+Weights are generated, not stored: every tensor from the folder's seed and its own name, so that both
+implementations have the same network.
 """
 
 import json
@@ -15,8 +15,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Line:
-    """One comparison: how far ours is from the reference, and how far it may be."""
+class Comparison:
+    """The error of one quantity relative to the reference, and its tolerance."""
 
     name: str
     error: float
@@ -25,27 +25,26 @@ class Line:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance; one that is no number never is."""
+        """Whether the error is within the tolerance; NaN never is."""
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
         verdict = "ok  " if self.ok else "FAIL"
-        return (
-            f"{verdict} {self.name:80} {self.error:8.1e} {self.tolerance:8.0e} {self.note}".rstrip()
-        )
+        numbers = f"{self.error:8.1e} {self.tolerance:8.0e}"
+        return f"{verdict} {self.name:80} {numbers} {self.note}".rstrip()
 
 
-def failure(name: str, note: str) -> Line:
-    """Returns the line of a comparison that could not be made."""
-    return Line(name, float("inf"), 0.0, note)
+def failure(name: str, note: str) -> Comparison:
+    """Return the failure of a comparison that could not be made."""
+    return Comparison(name, float("inf"), 0.0, note)
 
 
-def compare(
+def compare_values(
     name: str, ours: Any, reference: Any, tolerance: float, scale: float | None = None
-) -> Line:
-    """Compares numbers: the greatest difference, relative to `scale`.
+) -> Comparison:
+    """Compare numbers by their maximum difference, relative to `scale`.
 
-    Without one, to the reference's greatest magnitude.
+    By default the scale is the reference's maximum magnitude.
     """
     a, b = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     if a.shape != b.shape:
@@ -53,25 +52,25 @@ def compare(
     if scale is None:
         scale = np.abs(b).max(initial=0)
     error = np.abs(a - b).max(initial=0) / (scale if scale > 0 else 1)
-    return Line(name, float(error), tolerance)
+    return Comparison(name, float(error), tolerance)
 
 
-def same(name: str, ours: Any, reference: Any, note: str = "") -> Line:
-    """Compares what must be equal: the number of places where it is not."""
+def compare_exactly(name: str, ours: Any, reference: Any, note: str = "") -> Comparison:
+    """Compare arrays that must be equal; the error is the number of different elements."""
     a, b = np.asarray(ours), np.asarray(reference)
     if a.shape != b.shape:
         return failure(name, f"ours has shape {a.shape}, the reference {b.shape}")
-    return Line(name, float((a != b).sum()), 0.0, note)
+    return Comparison(name, float((a != b).sum()), 0.0, note)
 
 
-class Arrays(Mapping[str, np.ndarray]):
-    """The arrays of one file, and which of them nobody has asked for yet."""
+class ReferenceArrays(Mapping[str, np.ndarray]):
+    """The arrays of one file; `unread` holds the names of those not yet accessed."""
 
     def __init__(self, path: Path) -> None:
-        """Reads a file of `numpy.savez`, without pickles."""
+        """Read a file of `numpy.savez`, without pickles."""
         self.name = path.name
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            self._arrays = {name: found[name] for name in found.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            self._arrays = {name: content[name] for name in content.files}
         self.unread = set(self._arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -86,59 +85,58 @@ class Arrays(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._arrays)
 
-    def under(self, prefix: str) -> list[str]:
-        """Returns what follows a prefix in the names that have it, in the file's order."""
+    def suffixes(self, prefix: str) -> list[str]:
+        """Return the rest of each name that starts with a prefix, in the file's order."""
         return [name.removeprefix(prefix) for name in self if name.startswith(prefix)]
 
     def cases(self) -> dict[str, list[str]]:
-        """Returns the arrays of each case, for names such as `0/image`."""
-        found: dict[str, list[str]] = {}
+        """Return the names of each case's arrays, such as `image` of `0/image`."""
+        cases: dict[str, list[str]] = {}
         for name in self:
             case, slash, rest = name.partition("/")
             if slash:
-                found.setdefault(case, []).append(rest)
-        return found
+                cases.setdefault(case, []).append(rest)
+        return cases
 
 
 class Fixtures:
-    """The folder: its seed, and the state dicts that its networks were filled with."""
+    """A folder of fixtures: its seed and the state dicts of its networks."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads the folder's `index.json`."""
+        """Read the folder's `index.json`."""
         self.folder = folder
         path = folder / "index.json"
         try:
             index = json.loads(path.read_text())
             self.seed = int(index["seed"])
-            self.kinds: dict[str, dict[str, Any]] = dict(index["state_dicts"])
+            self.networks: dict[str, dict[str, Any]] = dict(index["state_dicts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: no index of fixtures ({error}); point at their folder"
             ) from None
-        self.undrawn = set(self.kinds)
+        self.unused = set(self.networks)
 
-    def shapes(self, kind: str) -> dict[str, Any]:
-        """Returns the shape of every tensor of one network, or the name it shares."""
-        if kind not in self.kinds:
-            raise ValueError(f"index.json has no state dict {kind}; make the fixtures again")
-        self.undrawn.discard(kind)
-        return self.kinds[kind]
+    def shapes(self, network: str) -> dict[str, Any]:
+        """Return the shape of every tensor of a network, or {"same_as": name} of a shared one."""
+        if network not in self.networks:
+            raise ValueError(f"index.json has no state dict {network}; make the fixtures again")
+        self.unused.discard(network)
+        return self.networks[network]
 
-    def state(self, kind: str) -> dict[str, np.ndarray]:
-        """Returns the whole state dict of one network, aliases included."""
-        drawn: dict[str, np.ndarray] = {}
-        for key, shape in self.shapes(kind).items():
-            drawn[key] = (
-                drawn[shape["same_as"]] if isinstance(shape, dict) else self.draw(key, shape)
-            )
-        return drawn
+    def state_dict(self, network: str) -> dict[str, np.ndarray]:
+        """Return the complete state dict of a network, with shared tensors."""
+        tensors: dict[str, np.ndarray] = {}
+        for key, shape in self.shapes(network).items():
+            shared = isinstance(shape, dict)
+            tensors[key] = tensors[shape["same_as"]] if shared else self.random_tensor(key, shape)
+        return tensors
 
-    def aliases(self, kind: str) -> set[str]:
-        """Returns the names that stand for another tensor."""
-        return {key for key, shape in self.shapes(kind).items() if isinstance(shape, dict)}
+    def aliases(self, network: str) -> set[str]:
+        """Return the names of shared tensors."""
+        return {key for key, shape in self.shapes(network).items() if isinstance(shape, dict)}
 
-    def draw(self, key: str, shape: list[int]) -> np.ndarray:
-        """Returns one tensor, drawn from its name: near one for scales, He's scale for kernels."""
+    def random_tensor(self, key: str, shape: list[int]) -> np.ndarray:
+        """Return a tensor from the seed and its name: near one for scales, He normal for kernels."""
         generator = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
         normal = generator.standard_normal(shape).astype(np.float32)
         tenth = np.float32(0.1)

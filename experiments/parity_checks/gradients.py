@@ -1,4 +1,4 @@
-"""Gradients against the references', and what to make of one that jumps."""
+"""Compare gradients with the references', allowing for jumps at ReLUs."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,65 +9,70 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.parity_checks.fixtures import Arrays, Line, compare, failure
+from experiments.parity_checks.fixtures import Comparison, ReferenceArrays, compare_values, failure
 
-GRADIENT = 1e-3
+GRADIENT_TOLERANCE = 1e-3
 ROUNDING = 1e-7
-"""How far float32 rounds, about."""
+"""The relative rounding error of float32, approximately."""
 ROUNDINGS = 8
-
 
 Gradients = dict[str, np.ndarray]
 """By PyTorch's names, in its layout."""
 
 
-def gradients(
-    arrays: Arrays, gradient: Callable[[int], tuple[Gradients, Gradients]]
-) -> Iterator[Line]:
-    """Compares gradients and their norms, whose keys must be those of every trained tensor.
+def compare_gradients(
+    arrays: ReferenceArrays, gradients_of: Callable[[int], tuple[Gradients, Gradients]]
+) -> Iterator[Comparison]:
+    """Compare gradients and their norms; the references must hold every trained tensor's norm.
 
-    A gradient jumps where the input of some ReLU is as near to zero as float32 rounds, and two
-    implementations may then stand on either side. One that differs by more than its tolerance is
-    compared again, for images that differ by their rounding.
+    A gradient jumps where a ReLU's input is as close to zero as float32 rounds, and two implementations
+    may fall on different sides. A gradient that exceeds its tolerance is therefore compared again for
+    images with other rounding errors.
 
     Args:
         arrays: the references, under `grad/` and `gradnorm/`.
-        gradient: gives, for a number, what the two hold; for images as they are at 0, and for images
-            rounded in another way at every other number.
+        gradients_of: returns the gradients for both prefixes, given the number of a rounding; see
+            `perturb_rounding`.
     """
 
     @lru_cache
-    def parts(number: int) -> dict[str, dict[str, Any]]:
-        whole, normed = gradient(number)
-        norms = {key: np.linalg.norm(value.astype(np.float64)) for key, value in normed.items()}
-        return {"grad/": whole, "gradnorm/": norms}
+    def by_prefix(number: int) -> dict[str, dict[str, Any]]:
+        gradients, plain = gradients_of(number)
+        norms = {key: np.linalg.norm(value.astype(np.float64)) for key, value in plain.items()}
+        return {"grad/": gradients, "gradnorm/": norms}
 
     for prefix in ("grad/", "gradnorm/"):
-        for key in arrays.under(prefix):
-            line = first = compare_key(prefix, key, parts(0)[prefix], arrays, GRADIENT)
-            for number in range(1, 1 + ROUNDINGS if key in parts(0)[prefix] else 1):
-                if line.ok:
+        for key in arrays.suffixes(prefix):
+
+            def compare(number: int, prefix: str = prefix, key: str = key) -> Comparison:
+                ours = by_prefix(number)[prefix]
+                return compare_tensor(prefix, key, ours, arrays, GRADIENT_TOLERANCE)
+
+            best = first = compare(0)
+            for number in range(1, 1 + ROUNDINGS if key in by_prefix(0)[prefix] else 1):
+                if best.ok:
                     break
-                other = compare_key(prefix, key, parts(number)[prefix], arrays, GRADIENT)
-                line = min(line, other, key=lambda line: line.error)
+                best = min(best, compare(number), key=lambda comparison: comparison.error)
             note = f"{first.error:.1e} before the images were rounded otherwise"
-            yield line if line is first else replace(line, note=note)
-    trained = {key for key in parts(0)["gradnorm/"] if not re.search(r"running_(mean|var)$", key)}
-    for key in sorted(trained - set(arrays.under("gradnorm/"))):
+            yield best if best is first else replace(best, note=note)
+    trained = {k for k in by_prefix(0)["gradnorm/"] if not re.search(r"running_(mean|var)$", k)}
+    for key in sorted(trained - set(arrays.suffixes("gradnorm/"))):
         yield failure(f"gradnorm/{key}", "missing from the fixtures")
 
 
-def rounded(images: jax.Array, number: int) -> jax.Array:
-    """Returns images as float32 might as well have rounded them; as they are at 0."""
+def perturb_rounding(images: jax.Array, number: int) -> jax.Array:
+    """Return images with other rounding errors, or unchanged for number 0."""
     if number == 0:
         return images
     noise = jax.random.normal(jax.random.key(number), images.shape)
     return images * (1 + ROUNDING * noise)
 
 
-def compare_key(prefix: str, key: str, ours: Any, arrays: Arrays, tolerance: float) -> Line:
-    """Compares what the fixtures keep under a key of PyTorch's."""
+def compare_tensor(
+    prefix: str, key: str, ours: Any, arrays: ReferenceArrays, tolerance: float
+) -> Comparison:
+    """Compare the tensor of a PyTorch name with the fixtures' array of that name and prefix."""
     reference = arrays[prefix + key]
     if key not in ours:
         return failure(prefix + key, "no tensor of ours has this name")
-    return compare(prefix + key, ours[key], reference, tolerance)
+    return compare_values(prefix + key, ours[key], reference, tolerance)

@@ -14,10 +14,10 @@ from pydicom.uid import ImplicitVRLittleEndian
 
 from chexseg_jax.masks import encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.weights.safetensors import save_safetensors
-from tests.chexpert_trees import films, write_table
+from chexseg_jax.weights.safetensors import write_safetensors
+from tests.chexpert_trees import image_paths, write_table
 from tests.dicoms import write_dicom
-from tests.test_torchfiles import archive, state, stream, tensor
+from tests.test_torch_checkpoint import archive, state, stream, tensor
 
 Corpus = list[tuple[str, bytes]]
 """Files, each with the ending that its name needs."""
@@ -80,9 +80,11 @@ def masks() -> Corpus:
 def tables() -> Corpus:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.csv"
-        write_table(path, [f"CheXpert-v1.0/train/{film}" for film in films(1, 3)], Edema="-1.0")
+        write_table(
+            path, [f"CheXpert-v1.0/train/{film}" for film in image_paths(1, 3)], Edema="-1.0"
+        )
         full = path.read_bytes()
-        write_table(path, films(1, 2), demographics=False, Cardiomegaly="1.0")
+        write_table(path, image_paths(1, 2), demographics=False, Cardiomegaly="1.0")
         bare = path.read_bytes()
     thresholds = ["threshold,task", *(f"0.{k},{name}" for k, name in enumerate(PATHOLOGIES))]
     one = {name: encode_rle(np.eye(6, 5, k=-k) > 0) for k, name in enumerate(PATHOLOGIES)}
@@ -111,9 +113,9 @@ def weights() -> Corpus:
     inner += tensor("0", (3,), (1,), 12) + b"uu."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w"
-        said = {"normalisation": '{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}'}
+        said = {"normalization": '{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}'}
         held = {"a": values.reshape(3, 4), "b": np.zeros((0, 2)), "c": values.astype(np.float16)}
-        save_safetensors(path, held, said)
+        write_safetensors(path, held, said)
         tensors = path.read_bytes()
         half = {"0": values, "1": np.zeros(2, np.float16)}
         zips = [archive(path, zipped, half).read_bytes()]
