@@ -148,7 +148,7 @@ def test_segmenter(tmp_path):
 
 def test_irnet(tmp_path):
     fixtures = Fixtures(INDEX)
-    drawn = fixtures.state("irnet")
+    drawn = fixtures.state_dict("irnet")
     # One storage for all the names of a tensor, as in a file of the release.
     tensors = {id(value): torch.from_numpy(value) for value in drawn.values()}
     state = {key: tensors[id(value)] for key, value in drawn.items()}
