@@ -47,7 +47,8 @@ def publish(run: Run) -> None:
     # Every process takes part in making pseudo-masks; the first one writes the report.
     pseudo: dict[str, StageFolder] = {}
     if run.pseudo_masks and run.cams and run.data.hidden is not None:
-        pseudo["cam"] = make_pseudo_masks(run, run.cams, None)
+        if run.config.pseudo != "cam":
+            pseudo["cam"] = make_pseudo_masks(run, run.cams, None)
         pseudo[run.config.pseudo] = run.pseudo_masks
     if jax.process_index() == 0:
         _write(run, pseudo)
