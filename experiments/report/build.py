@@ -50,8 +50,10 @@ def publish(run: Run) -> None:
         if run.config.pseudo != "cam":
             pseudo["cam"] = make_pseudo_masks(run, run.cams, None)
         pseudo[run.config.pseudo] = run.pseudo_masks
+    # Orbax restores in all processes together.
+    segmenter = restore(finished(run.segmenter).path) if run.pseudo_masks else None
     if jax.process_index() == 0:
-        _write(run, pseudo)
+        _write(run, pseudo, segmenter)
     wait_for_all("report")
 
 
@@ -66,7 +68,7 @@ def finished(folder: StageFolder | None) -> StageFolder:
     return folder
 
 
-def _write(run: Run, pseudo: Mapping[str, StageFolder]) -> None:
+def _write(run: Run, pseudo: Mapping[str, StageFolder], segmenter: Any) -> None:
     folder = finished(run.evaluation).path
     write_json(folder / "report.json", describe(run, pseudo))
     report = json.loads((folder / "report.json").read_text())
@@ -78,7 +80,7 @@ def _write(run: Run, pseudo: Mapping[str, StageFolder]) -> None:
     if len(report["rhos"]) > 1:
         figures["Mean pooled IoU by ρ, the share of expert masks"] = folder / "rho.png"
         plot_rhos(folder / "rho.png", report["rhos"], report["rho"])
-    gallery = examples(run)
+    gallery = examples(run, segmenter)
     write_report(folder / "report.html", report, gallery, figures)
     send(run, report, gallery)
     print(terminal_table(report))
@@ -179,7 +181,7 @@ def pseudo_masks(run: Run, folders: Mapping[str, StageFolder]) -> dict[str, Any]
     return {**ious, "means": means}
 
 
-def examples(run: Run) -> Sequence[Example]:
+def examples(run: Run, segmenter: Any) -> Sequence[Example]:
     """Return the test images that the page shows, and some with their pseudo-masks."""
     side = max(run.config.image_size, SIDE)
     records = RecordReader(finished(run.evaluation), "examples")
@@ -195,7 +197,7 @@ def examples(run: Run) -> Sequence[Example]:
         layers["prediction"] = upsampled(unpack(record["run"]), side)
         image = letterbox(example["image"], side)[..., 0]
         gallery.append(Example(image_id, image, layers, iou_by_name(record["ious"])))
-    return [*gallery, *_weak_examples(run, side)]
+    return [*gallery, *_weak_examples(run, segmenter, side)]
 
 
 def upsampled(masks: Shaped[np.ndarray, "h h k"], side: int) -> Bool[np.ndarray, "s s k"]:
@@ -222,7 +224,7 @@ def _covering(pseudo: PseudoMaskSource) -> list[int]:
     return indices
 
 
-def _weak_examples(run: Run, side: int) -> Iterator[Example]:
+def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     """Yield weakly labelled images: map, seed, pseudo-mask, prediction, and hidden mask if any."""
     if run.pseudo_masks is None or run.cams is None:
         return
@@ -231,9 +233,8 @@ def _weak_examples(run: Run, side: int) -> Iterator[Example]:
     indices = _covering(pseudo)
     seeds = _seeds(run.seeds, indices) if run.seeds else {}
     thresholds = np.array(list(_metrics(run)["thresholds"].values()))
-    segmenter = finished(run.segmenter).path
-    normalization = spec_of(segmenter).normalization
-    infer = jit_inference(MaskProbabilities(normalization), restore(segmenter))
+    normalization = spec_of(finished(run.segmenter).path).normalization
+    infer = jit_inference(MaskProbabilities(normalization), segmenter)
     predictions = (
         prediction
         for batch, count in ordered_batches(
