@@ -1,4 +1,4 @@
-"""Names and layouts: round trips, each publisher's additions, and refusals that list the keys."""
+"""Names and layouts: round trips, the additions of publishers, errors that list the keys."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from chexseg_jax.images import CHEXPERT, IMAGENET, XRV
+from chexseg_jax.images import CHEXPERT, IMAGENET, XRV, Normalization
 from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
-from chexseg_jax.weights.convert import load_torch, names_of, save_safetensors, to_torch
+from chexseg_jax.weights.convert import (
+    WeightsError,
+    load_torch,
+    save_safetensors,
+    start_from,
+    to_torch,
+    torch_names,
+)
 from chexseg_jax.weights.safetensors import write_safetensors
 
 
@@ -34,8 +41,8 @@ def irnet(seed=0):
 MAKERS = [densenet, resnet, deeplab, irnet]
 
 
-def drawn(make):
-    """A state dict in which every number differs from a new network's."""
+def random_state(make):
+    """Make a state dict in which every number differs from a new network's."""
     generator = np.random.default_rng(1)
     return {
         key: generator.normal(size=tensor.shape).astype(np.float32)
@@ -45,7 +52,7 @@ def drawn(make):
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_round_trips_are_exact(make, tmp_path):
-    state = drawn(make)
+    state = random_state(make)
     model = make(seed=3)
     load_torch(state, model)
     back = to_torch(model)
@@ -59,12 +66,12 @@ def test_round_trips_are_exact(make, tmp_path):
 
 
 def test_abstract_networks_are_filled():
-    state = drawn(densenet)
+    state = random_state(densenet)
     model = nnx.eval_shape(densenet)
     load_torch(state, model)
-    drawn_model = densenet(seed=2)
-    load_torch(state, drawn_model)
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), nnx.state(drawn_model))
+    initialized = densenet(seed=2)
+    load_torch(state, initialized)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), nnx.state(initialized))
 
 
 def test_kernels_keep_their_meaning():
@@ -120,35 +127,35 @@ def test_kernels_keep_their_meaning():
     ],
 )
 def test_names_are_those_of_the_originals(make, count, names):
-    found = set(names_of(nnx.eval_shape(make)).values())
-    assert len(found) == count
-    assert set(names.split()) <= found
+    result = set(torch_names(nnx.eval_shape(make)).values())
+    assert len(result) == count
+    assert set(names.split()) <= result
 
 
 def test_a_wrong_state_is_listed_and_changes_nothing():
     model = densenet()
     before = to_torch(model)
-    state = drawn(densenet)
+    state = random_state(densenet)
     del state["features.norm0.bias"]
     state["features.norm9.bias"] = np.zeros(3, np.float32)
     with pytest.raises(
         ValueError, match=r"missing features\.norm0\.bias, left over features\.norm9\.bias"
     ):
         load_torch(state, model)
-    shaped = drawn(densenet)
+    shaped = random_state(densenet)
     shaped["features.norm5.weight"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match=r"norm5\.weight has shape \(3,\), ours has"):
         load_torch(shaped, model)
-    counted = drawn(densenet) | {"features.norm5.weight": np.zeros(3, np.int32)}
+    counted = random_state(densenet) | {"features.norm5.weight": np.zeros(3, np.int32)}
     with pytest.raises(ValueError, match="no array of real numbers"):
         load_torch(counted, model)
     with pytest.raises(ValueError, match=r"missing bn1\.bias, bn1\.running_mean.* more, left over"):
-        load_torch(drawn(densenet), resnet())
+        load_torch(random_state(densenet), resnet())
     assert all(np.array_equal(tensor, before[key]) for key, tensor in to_torch(model).items())
 
 
 def test_a_head_for_other_outputs_stays_out():
-    state = drawn(lambda: densenet(1000))
+    state = random_state(lambda: densenet(1000))
     model = densenet(42)
     with pytest.raises(ValueError, match="head=False"):
         load_torch(state, model)
@@ -160,8 +167,8 @@ def test_a_head_for_other_outputs_stays_out():
     )
 
 
-def test_torchvisions_older_names_and_counters_are_known():
-    state = drawn(densenet)
+def test_torchvisions_older_names_and_counters_are_read():
+    state = random_state(densenet)
     old = {"features.norm0.num_batches_tracked": np.zeros((), np.int64)}
     for key, tensor in state.items():
         for part in ("norm1", "norm2", "conv1", "conv2"):
@@ -174,15 +181,15 @@ def test_torchvisions_older_names_and_counters_are_known():
 
 
 def test_lightning_checkpoints_of_the_classifier():
-    state = drawn(lambda: densenet(42))
+    state = random_state(lambda: densenet(42))
     file = {"epoch": 3, "state_dict": {f"model.model.{key}": t for key, t in state.items()}}
     model = densenet(42, seed=5)
     assert load_torch(file, model) == IMAGENET
     assert all(np.array_equal(tensor, state[key]) for key, tensor in to_torch(model).items())
 
 
-def test_moco_brings_no_head():
-    state = drawn(resnet)
+def test_moco_has_no_head():
+    state = random_state(resnet)
     file = {f"module.encoder_q.{k}": t for k, t in state.items() if not k.startswith("fc.")}
     file |= {k.replace("encoder_q", "encoder_k"): t for k, t in file.items()}
     for extra in ("module.encoder_q.fc.0.weight", "module.encoder_q.fc.2.bias", "module.queue"):
@@ -195,21 +202,21 @@ def test_moco_brings_no_head():
     np.testing.assert_array_equal(loaded["layer4.1.bn2.bias"], state["layer4.1.bn2.bias"])
 
 
-def test_torchxrayvisions_grey_stem_sees_a_grey_image():
-    state = drawn(densenet)
+def test_torchxrayvisions_stem_for_one_channel_takes_three_equal_ones():
+    state = random_state(densenet)
     grey = np.random.default_rng(2).normal(size=(8, 1, 7, 7)).astype(np.float32)
     file = state | {"features.conv0.weight": grey, "op_threshs": np.zeros(14, np.float32)}
     model = densenet(seed=5)
     assert load_torch(file, model) == XRV
     image = np.random.default_rng(3).normal(size=(1, 16, 16, 1)).astype(np.float32)
-    seen = model.stem(jnp.asarray(np.repeat(image, 3, -1)))
+    result = model.stem(jnp.asarray(np.repeat(image, 3, -1)))
     window = np.pad(image[0, ..., 0], 3)[4:11, 6:13]
     expected = (grey[:, 0] * window).sum((1, 2))
-    np.testing.assert_allclose(seen[0, 2, 3], expected, atol=1e-4)
+    np.testing.assert_allclose(result[0, 2, 3], expected, atol=1e-4)
 
 
 def test_irnets_aliases_are_dropped():
-    state = drawn(irnet)
+    state = random_state(irnet)
     extra = {
         "stage1.0.weight": state["resnet50.conv1.weight"],
         "backbone.0.0.weight": state["resnet50.conv1.weight"],
@@ -225,20 +232,20 @@ def test_irnets_aliases_are_dropped():
 
 
 def test_segmenters_keep_the_heads_of_their_backbones():
-    state = drawn(deeplab)
+    state = random_state(deeplab)
     model = deeplab(seed=5)
     head = np.asarray(model.backbone.head.kernel[...])
     assert load_torch(state, model) == CHEXPERT
     np.testing.assert_array_equal(model.backbone.head.kernel[...], head)
     encoder = DeepLabV3Plus(densenet(), width=8, rngs=nnx.Rngs(0))
-    names = names_of(encoder).values()
+    names = torch_names(encoder).values()
     assert "encoder.features.denseblock2.denselayer2.conv2.weight" in names
     before = jax.tree.map(np.asarray, nnx.state(encoder.pyramid))
-    load_torch(drawn(densenet), encoder.backbone)
+    load_torch(random_state(densenet), encoder.backbone)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(encoder.pyramid), before)
 
 
-def test_files_without_a_state_dict_say_so(tmp_path):
+def test_files_without_a_state_dict_are_refused(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"\x80\x02K\x01.")
     with pytest.raises(ValueError, match=r"a\.pth: it is neither"):
         load_torch(tmp_path / "a.pth", resnet())
@@ -246,7 +253,7 @@ def test_files_without_a_state_dict_say_so(tmp_path):
         load_torch({}, resnet())
 
 
-def test_a_file_of_ours_says_which_pixels_its_weights_expect(tmp_path):
+def test_a_file_of_ours_states_the_normalization_its_weights_expect(tmp_path):
     path = tmp_path / "ours.safetensors"
     save_safetensors(path, to_torch(densenet()), CHEXPERT)
     assert load_torch(path, densenet(seed=1)) == CHEXPERT
@@ -263,15 +270,22 @@ def test_a_file_of_ours_says_which_pixels_its_weights_expect(tmp_path):
         load_torch(path, densenet())
 
 
+def test_a_normalization_that_no_flag_offers_is_spelled_out(tmp_path):
+    path = tmp_path / "ours.safetensors"
+    save_safetensors(path, to_torch(resnet()), Normalization((0.5, 0.5, 0.5), (1.0, 1.0, 1.0)))
+    with pytest.raises(WeightsError, match=r"ours\.safetensors.*mean \(0\.5, 0\.5, 0\.5\)"):
+        start_from(path, resnet(), IMAGENET)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_weights_that_are_not_finite_are_refused(value):
-    state = drawn(densenet)
+    state = random_state(densenet)
     state["features.conv0.weight"] = state["features.conv0.weight"].astype(np.float64)
     state["features.conv0.weight"][0, 0, 0, 0] = value
     with pytest.raises(ValueError, match=r"features\.conv0\.weight has values that are not finite"):
         load_torch(state, densenet())
 
 
-def test_a_state_dict_inside_whose_keys_are_no_names():
+def test_a_nested_state_dict_needs_names_as_keys():
     with pytest.raises(ValueError, match="holds no state dict"):
         load_torch({"state_dict": {3: np.zeros(2, np.float32)}}, densenet())

@@ -231,7 +231,8 @@ class BatchNorm(nnx.Module):
         else:
             moments = Moments(self.mean[...], self.var[...])
         scale = self.scale[...] * lax.rsqrt(moments.variance + EPSILON)
-        return affine(maps, moments.mean, scale, self.bias[...]).astype(self.dtype)
+        mean, scale, bias = (v[None, None, None] for v in (moments.mean, scale, self.bias[...]))
+        return ((maps.astype(jnp.float32) - mean) * scale + bias).astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -252,19 +253,8 @@ class GroupNorm(nnx.Module):
         mean = values.mean((1, 2, 4), keepdims=True)
         variance = jnp.square(values - mean).mean((1, 2, 4), keepdims=True)
         normed = ((values - mean) * lax.rsqrt(variance + EPSILON)).reshape(maps.shape)
-        zeros = jnp.zeros(channels)
-        return affine(normed, zeros, self.scale[...], self.bias[...]).astype(self.dtype)
-
-
-def affine(
-    maps: Float[Array, "b h w c"],
-    mean: Float[Array, "c"],
-    scale: Float[Array, "c"],
-    bias: Float[Array, "c"],
-) -> Float[Array, "b h w c"]:
-    """Return (maps - mean) * scale + bias for each channel, in float32."""
-    mean, scale, bias = (v[None, None, None] for v in (mean, scale, bias))
-    return (maps.astype(jnp.float32) - mean) * scale + bias
+        scale, bias = (v[None, None, None] for v in (self.scale[...], self.bias[...]))
+        return (normed * scale + bias).astype(self.dtype)
 
 
 def resize(

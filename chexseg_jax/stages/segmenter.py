@@ -120,7 +120,7 @@ def run(
     """
     model = spec.build(seed, backbone=encoder)
     if config.init:
-        start_from(config.init, model, spec.normalization, stage="segmenter")
+        start_from(config.init, model, spec.normalization)
     indices = sample_indices(len(images), config.maps, seed)
     experts = _expert_dataset(expert_train, spec.image_size) if rho > 0 else None
     weak = None

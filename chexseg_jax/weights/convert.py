@@ -1,4 +1,4 @@
-"""Convert weights to and from the names of PyTorch's implementations, strict both ways.
+"""Convert weights to and from the names and layouts of PyTorch's implementations, strict both ways.
 
 `name_maps` holds the tables: how our names map to theirs, and what each publisher adds.
 """
@@ -35,8 +35,8 @@ from chexseg_jax.weights.name_maps import (
 from chexseg_jax.weights.safetensors import read_safetensors, write_safetensors
 from chexseg_jax.weights.torch_checkpoint import read_torch
 
-Route = tuple[Any, ...]
-"""The path of a weight in a network."""
+VariablePath = tuple[Any, ...]
+"""The path of a variable in a network."""
 
 RULES: Final[tuple[tuple[type[nnx.Module], Rules], ...]] = (
     (DenseNet, DENSENET),
@@ -46,61 +46,108 @@ RULES: Final[tuple[tuple[type[nnx.Module], Rules], ...]] = (
 )
 
 
+class WeightsError(ValueError):
+    """A file of weights that does not fit the network or its normalization."""
+
+
+def start_from(
+    path: Path,
+    model: nnx.Module,
+    normalization: Normalization,
+    *,
+    head: bool = True,
+    stage: str = "classifier",
+) -> None:
+    """Load initial weights from a PyTorch file that expects the network's own normalization.
+
+    Args:
+        path: as for `load_torch`.
+        model: the network.
+        normalization: of its images.
+        head: as for `load_torch`.
+        stage: the stage whose flag sets the normalization, for the error message.
+
+    Raises:
+        WeightsError: the weights expect another normalization, or are another network's.
+    """
+    try:
+        expected = load_torch(path, model, head=head)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    if expected == normalization:
+        return
+    flag = f"--{stage}.normalization"
+    for name, known in NORMALIZATIONS.items():
+        if known == expected:
+            raise WeightsError(
+                f"{path}: these weights expect images normalized as {name}; set {flag}={name}"
+            )
+    raise WeightsError(
+        f"{path}: these weights expect images normalized by mean {expected.mean} and standard "
+        f"deviation {expected.std}, which {flag} does not offer"
+    )
+
+
 def load_torch(
     source: Path | Mapping[str, Any], model: nnx.Module, *, head: bool = True
 ) -> Normalization:
-    """Fills a network with weights of PyTorch's names.
+    """Load weights with PyTorch's names into a network.
 
     Args:
         source: a file of `torch.save` or of safetensors, or a state dict of arrays.
-        model: a network of ours, drawn or abstract.
-        head: whether to take the classifier's head too. A head for other outputs cannot be taken,
-            and then keeps the values it has, as it does where the publisher has none.
+        model: a network of ours, with values or abstract.
+        head: whether to load the classifier's head too. It must be left out if its number of outputs
+            differs; then, and where the publisher has no head, the network's own values stay.
 
     Returns:
-        The normalisation that the weights expect.
+        The normalization that the weights expect.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape; nothing is changed then.
     """
-    name = f"{source}: " if isinstance(source, Path) else ""
-    found, stated = read_state(source) if isinstance(source, Path) else (source, None)
-    publisher, given = plain(inner_of(found, name))
-    wanted = {key: path for path, key in names_of(model).items()}
-    heads = {key for key in wanted if re.match(r"(classifier|fc)\.", key)}
+    prefix = f"{source}: " if isinstance(source, Path) else ""
+    content, stated = read_checkpoint(source) if isinstance(source, Path) else (source, None)
+    publisher, tensors = plain_names(find_state_dict(content, prefix))
+    paths = {key: path for path, key in torch_names(model).items()}
+    heads = {key for key in paths if re.match(r"(classifier|fc)\.", key)}
     if not (head and publisher.head):
-        given = {key: tensor for key, tensor in given.items() if key not in heads}
-        wanted = {key: path for key, path in wanted.items() if key not in heads}
-    if given.keys() != wanted.keys():
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
+        paths = {key: path for key, path in paths.items() if key not in heads}
+    if tensors.keys() != paths.keys():
+        missing, left_over = paths.keys() - tensors.keys(), tensors.keys() - paths.keys()
         raise ValueError(
-            f"{name}the weights are not this network's: missing "
-            f"{listed(wanted.keys() - given.keys())}, left over {listed(given.keys() - wanted.keys())}"
+            f"{prefix}the weights are not this network's: missing {_listed(missing)}, "
+            f"left over {_listed(left_over)}"
         )
-    state = weights_of(model)
-    filled = {}
-    for key, path in wanted.items():
-        if not isinstance(given[key], np.ndarray) or not is_real(given[key].dtype):
-            raise ValueError(f"{name}{key} is no array of real numbers")
+    state = _weights(model)
+    loaded = {}
+    for key, path in paths.items():
+        tensor = tensors[key]
+        if not isinstance(tensor, np.ndarray) or not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ValueError(f"{prefix}{key} is no array of real numbers")
         with np.errstate(over="ignore"):
-            value = to_ours(np.asarray(given[key], np.float32))
+            value = _outputs_last(np.asarray(tensor, np.float32))
         if not np.isfinite(value).all():
-            raise ValueError(f"{name}{key} has values that are not finite; take another checkpoint")
+            raise ValueError(
+                f"{prefix}{key} has values that are not finite; take another checkpoint"
+            )
         if publisher is TORCHXRAYVISION and key == "features.conv0.weight":
-            value = over_three_channels(value)
+            value = _for_three_channels(value)
         shape = state[path].get_value().shape
         if value.shape != shape:
             hint = "; pass head=False to keep the network's own head" if key in heads else ""
-            raise ValueError(f"{name}{key} has shape {value.shape}, ours has {shape}{hint}")
-        filled[path] = state[path].replace(jnp.asarray(value))
-    nnx.update(model, nnx.from_flat_state(filled))
+            raise ValueError(f"{prefix}{key} has shape {value.shape}, ours has {shape}{hint}")
+        loaded[path] = state[path].replace(jnp.asarray(value))
+    nnx.update(model, nnx.from_flat_state(loaded))
     return stated or publisher.normalization
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Returns a network's weights under PyTorch's names and in its layout."""
-    state = weights_of(model)
+    """Return a network's weights with PyTorch's names and layouts."""
+    state = _weights(model)
     return {
-        key: to_theirs(np.asarray(state[path].get_value())) for path, key in names_of(model).items()
+        key: _outputs_first(np.asarray(state[path].get_value()))
+        for path, key in torch_names(model).items()
     }
 
 
@@ -111,31 +158,39 @@ def save_safetensors(
     write_safetensors(path, state, {"normalization": json.dumps(asdict(normalization))})
 
 
-def read_state(path: Path) -> tuple[Mapping[str, Any], Normalization | None]:
-    """Returns the state dict in a file of either kind, and the normalisation if the file says."""
-    stated = None
+def read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Normalization | None]:
+    """Read a file of either kind, and the normalization if it states one.
+
+    Raises:
+        ValueError: the file is damaged, or holds no state dict.
+    """
+    normalization = None
     if path.suffix == ".safetensors":
-        found, metadata = read_safetensors(path)
+        content, metadata = read_safetensors(path)
         if "normalization" in metadata:
-            stated = stated_in(metadata["normalization"], path)
+            normalization = _parse_normalization(metadata["normalization"], path)
     else:
-        found = read_torch(path)
-    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        content = read_torch(path)
+    if not isinstance(content, Mapping):
         raise ValueError(f"{path}: it holds no state dict; save model.state_dict() instead")
-    return found, stated
+    return content, normalization
 
 
-def inner_of(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns the state dict that a checkpoint holds among other things, or is."""
-    inner = found.get("state_dict")
-    state = inner if isinstance(inner, Mapping) else found
-    if not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{name}it holds no state dict; save model.state_dict() instead")
+def find_state_dict(content: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """Return the state dict that a checkpoint is, or holds beside other entries.
+
+    Raises:
+        ValueError: its keys are not all text.
+    """
+    nested = content.get("state_dict")
+    state = nested if isinstance(nested, Mapping) else content
+    if not all(isinstance(key, str) for key in (*content, *state)):
+        raise ValueError(f"{prefix}it holds no state dict; save model.state_dict() instead")
     return state
 
 
-def stated_in(text: str, path: Path) -> Normalization:
-    """Returns the normalisation that `save_safetensors` noted."""
+def _parse_normalization(text: str, path: Path) -> Normalization:
+    """Parse the metadata that `save_safetensors` writes."""
     try:
         match json.loads(text):
             case {
@@ -146,14 +201,14 @@ def stated_in(text: str, path: Path) -> Normalization:
     except (ValueError, RecursionError):
         pass
     raise ValueError(
-        f"{path}: its normalization is no mean and standard deviation of three channels"
+        f"{path}: its normalization is not a mean and a standard deviation of three channels"
     )
 
 
-def plain(tensors: Mapping[str, Any]) -> tuple[Publisher, dict[str, Any]]:
-    """Returns who published tensors, and the tensors under plain names, without additions."""
+def plain_names(tensors: Mapping[str, Any]) -> tuple[Publisher, dict[str, Any]]:
+    """Return the publisher of tensors, and the tensors with plain names, without its additions."""
     publisher = next(
-        p for p in PUBLISHERS if p.mark == "" or any(re.match(p.mark, k) for k in tensors)
+        p for p in PUBLISHERS if p.mark == "" or any(re.match(p.mark, key) for key in tensors)
     )
     dropped = re.compile("|".join((*BUFFERS, *publisher.dropped)))
     renamed = {}
@@ -165,35 +220,33 @@ def plain(tensors: Mapping[str, Any]) -> tuple[Publisher, dict[str, Any]]:
     return publisher, renamed
 
 
-def weights_of(model: nnx.Module) -> dict[Route, Any]:
-    """Returns a network's parameters and running statistics by path."""
+def _weights(model: nnx.Module) -> dict[VariablePath, Any]:
+    """Return a network's parameters and running statistics by path."""
     return dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
 
 
-def names_of(model: nnx.Module) -> dict[Route, str]:
-    """Returns PyTorch's name for every weight of a network, by our path.
+def torch_names(model: nnx.Module) -> dict[VariablePath, str]:
+    """Return PyTorch's name for every weight of a network, by our path.
 
-    A backbone's own head has no part in a segmenter or an IRNet, and no name there.
+    The head of a backbone inside a segmenter or an IRNet is not used and has no name.
+
+    Raises:
+        ValueError: the network is of a type without a table of names.
     """
     names = {}
-    for path in weights_of(model):
+    for path in _weights(model):
         ours = ".".join(map(str, path))
         if not ours.startswith("backbone.head."):
-            names[path] = name_of(ours, model)
+            names[path] = _torch_name(ours, model)
     return names
 
 
-def name_of(ours: str, model: Any) -> str:
-    """Returns PyTorch's name for one weight of a network.
-
-    Raises:
-        ValueError: the network is none of ours.
-    """
+def _torch_name(ours: str, model: Any) -> str:
     if isinstance(model, DeepLabV3Plus | IRNet) and ours.startswith("backbone."):
         is_resnet = isinstance(model.backbone, ResNet)
         irnet = "resnet50." if is_resnet else "densenet."
         prefix = "encoder." if isinstance(model, DeepLabV3Plus) else irnet
-        return prefix + name_of(ours.removeprefix("backbone."), model.backbone)
+        return prefix + _torch_name(ours.removeprefix("backbone."), model.backbone)
     rules = next((rules for kind, rules in RULES if isinstance(model, kind)), ())
     matches = ((re.match(pattern, ours), replacement) for pattern, replacement in rules)
     match, replacement = next(((m, r) for m, r in matches if m), (None, ""))
@@ -205,57 +258,23 @@ def name_of(ours: str, model: Any) -> str:
     return re.sub(r"\+(\d+)", lambda index: str(int(index[1]) + 1), theirs)
 
 
-def to_ours(tensor: np.ndarray) -> np.ndarray:
-    """Returns a kernel with its outputs last: OIHW as HWIO, (out, in) as (in, out)."""
+def _outputs_last(tensor: np.ndarray) -> np.ndarray:
+    """Transpose a kernel of PyTorch's: OIHW to HWIO, (out, in) to (in, out)."""
     return np.ascontiguousarray(np.transpose(tensor, {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim)))
 
 
-def to_theirs(tensor: np.ndarray) -> np.ndarray:
-    """Returns a kernel with its outputs first."""
+def _outputs_first(tensor: np.ndarray) -> np.ndarray:
+    """Transpose a kernel of ours: HWIO to OIHW, (in, out) to (out, in)."""
     return np.ascontiguousarray(np.transpose(tensor, {4: (3, 2, 0, 1), 2: (1, 0)}.get(tensor.ndim)))
 
 
-def over_three_channels(kernel: np.ndarray) -> np.ndarray:
-    """Returns a grey stem's kernel for three equal channels, which it sees as one."""
+def _for_three_channels(kernel: np.ndarray) -> np.ndarray:
+    """Spread a stem's kernel for one grey channel over three equal ones."""
     return np.repeat(kernel / np.float32(3), 3, 2) if kernel.shape[2] == 1 else kernel
 
 
-def is_real(dtype: np.dtype) -> bool:
-    """Returns whether numbers are floating, bfloat16 included."""
-    return bool(jnp.issubdtype(dtype, jnp.floating))
-
-
-def listed(keys: Iterable[str]) -> str:
-    """Returns at most eight names, and how many more there are."""
+def _listed(keys: Iterable[str]) -> str:
+    """List at most eight names, and the number of the others."""
     names = sorted(keys)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (", ".join(names[:8]) or "nothing") + more
-
-
-class WeightsError(ValueError):
-    """A file of weights that does not fit."""
-
-
-def start_from(
-    path: Path,
-    model: nnx.Module,
-    normalization: Normalization,
-    *,
-    head: bool = True,
-    stage: str = "classifier",
-) -> None:
-    """Fills a network from a PyTorch file, whose weights must expect pixels as they will come.
-
-    Raises:
-        WeightsError: they expect another normalisation, or are another network's.
-    """
-    try:
-        wanted = load_torch(path, model, head=head)
-    except ValueError as error:
-        raise WeightsError(str(error)) from None
-    if wanted != normalization:
-        name = next(name for name, known in NORMALIZATIONS.items() if known == wanted)
-        raise WeightsError(
-            f"{path}: these weights expect pixels normalised as {name}; "
-            f"set --{stage}.normalization={name}"
-        )

@@ -1,4 +1,4 @@
-"""The tables of names: ours to PyTorch's, and what each publisher of weights adds to them."""
+"""Tables of names: ours to PyTorch's, and what each publisher of weights adds to PyTorch's."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from chexseg_jax.images import CHEXPERT, IMAGENET, XRV, Normalization
 
 Rules = tuple[tuple[str, str], ...]
-"""Patterns of our names and what replaces them; `+` before an index counts it from one."""
+"""Regular expressions and replacements; `+` before an index makes it count from one."""
 
 DENSENET: Final[Rules] = (
     (r"stem\.", "features.conv0."),
@@ -66,14 +66,14 @@ LEAVES: Final[Rules] = (
 
 @dataclass(frozen=True)
 class Publisher:
-    """How one source of weights differs from the plain names.
+    """How the names in one publisher's files differ from the plain ones.
 
     Attributes:
-        mark: a pattern that begins some key of such a file and of no other.
+        mark: a pattern that starts some key of its files and of no other publisher's.
         normalization: of the images that the weights were trained on.
         renamed: patterns of keys and their replacements.
-        dropped: patterns that begin keys of no use to us, after renaming.
-        head: whether the classifier's head is there.
+        dropped: patterns that start the keys to leave out, after renaming.
+        head: whether the files hold a classifier's head.
     """
 
     mark: str
@@ -84,7 +84,7 @@ class Publisher:
 
 
 TORCHXRAYVISION: Final = Publisher(r"op_threshs$", XRV, dropped=(r"op_threshs$",))
-"""Its DenseNets read one grey channel and carry thresholds of operation, which we do not use."""
+"""Its DenseNets read one grey channel; their operating thresholds are left out."""
 
 PUBLISHERS: Final = (
     # CheXseg's classifier, from PyTorch Lightning.
@@ -99,7 +99,7 @@ PUBLISHERS: Final = (
     ),
     # CheXseg's segmenter, from segmentation_models.pytorch.
     Publisher(r"decoder\.", CHEXPERT),
-    # IRNet: every tensor up to three times, and what the loss needs.
+    # IRNet: every tensor under up to three names, and constants of the loss.
     Publisher(
         r"fc_edge6\.",
         IMAGENET,

@@ -13,7 +13,7 @@ from chexseg_jax.evaluation.chexlocalize import ChexlocalizeError, Segmentations
 from chexseg_jax.masks import MaskError, decode_rle
 from chexseg_jax.radiographs.dicom import read_dicom
 from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError, read_jpeg_or_png
-from chexseg_jax.weights.convert import inner_of, plain, read_state
+from chexseg_jax.weights.convert import find_state_dict, plain_names, read_checkpoint
 from datasets.chexlocalize.annotations import presence_bits, rasterise, read_annotations
 from datasets.chexpert.csv_table import Row, read_rows
 from datasets.chexpert.images import ListedImage, read_gray_jpeg
@@ -99,8 +99,8 @@ def table(path: Path) -> None:
 
 
 def state(path: Path) -> None:
-    found, stated = read_state(path)
-    _, tensors = plain(inner_of(found, f"{path}: "))
+    content, stated = read_checkpoint(path)
+    _, tensors = plain_names(find_state_dict(content, f"{path}: "))
     for name, value in tensors.items():
         sane(isinstance(name, str), f"a name {name!r:.40}")
         if isinstance(value, np.ndarray):
