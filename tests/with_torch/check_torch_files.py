@@ -1,4 +1,4 @@
-"""Our reader on files that PyTorch itself wrote, and PyTorch on files that we wrote.
+"""Read files that PyTorch wrote, and load files that we wrote into PyTorch.
 
 Not part of the suite, which needs no PyTorch:
 
@@ -26,8 +26,8 @@ from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
-from chexseg_jax.weights.convert import load_torch, to_torch
-from chexseg_jax.weights.safetensors import read_safetensors, save_safetensors
+from chexseg_jax.weights.convert import load_torch, save_safetensors, to_torch
+from chexseg_jax.weights.safetensors import read_safetensors
 from chexseg_jax.weights.torch_checkpoint import TorchFileError, read_torch
 from experiments.parity_checks.fixtures import Fixtures
 
@@ -35,7 +35,7 @@ INDEX = Path(__file__).parents[1] / "goldens" / "parity"
 
 
 def theirs(kind):
-    """A network of PyTorch's, with running statistics that are not the initial ones."""
+    """Make a network of PyTorch's, with running statistics that are not the initial ones."""
     torch.manual_seed(0)
     model = {
         "densenet121": lambda: torchvision.models.densenet121(num_classes=14),
@@ -50,7 +50,7 @@ def theirs(kind):
 
 
 def ours(kind):
-    """The same network of ours."""
+    """Make the same network of ours."""
     rngs = nnx.Rngs(0)
     return {
         "densenet121": lambda: DenseNet(14, rngs=rngs),
@@ -60,27 +60,27 @@ def ours(kind):
     }[kind]()
 
 
-def equal(found, state):
-    """Every tensor of a state dict is there, with its numbers."""
-    assert list(found) == list(state)
+def assert_equal(result, state):
+    """Check that the tensors of a state dict were read, in order and bit for bit."""
+    assert list(result) == list(state)
     for key, tensor in state.items():
         expected = tensor.detach()
         if expected.dtype == torch.bfloat16:
-            assert found[key].dtype == jnp.bfloat16
+            assert result[key].dtype == jnp.bfloat16
             expected = expected.float()
-            np.testing.assert_array_equal(np.asarray(found[key], np.float32), expected.numpy())
+            np.testing.assert_array_equal(np.asarray(result[key], np.float32), expected.numpy())
         else:
-            assert found[key].dtype == expected.numpy().dtype
-            np.testing.assert_array_equal(found[key], expected.numpy())
+            assert result[key].dtype == expected.numpy().dtype
+            np.testing.assert_array_equal(result[key], expected.numpy())
 
 
 def loaded(path, model, state, **options):
-    """Loads a file into our network, and checks every tensor that the network has."""
-    normalisation = load_torch(path, model, **options)
+    """Load a file into our network and check every tensor; return the normalization."""
+    normalization = load_torch(path, model, **options)
     for key, tensor in to_torch(model).items():
         if key in state:
             np.testing.assert_array_equal(tensor, state[key].numpy(), err_msg=key)
-    return normalisation
+    return normalization
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -89,23 +89,23 @@ def test_plain_state_dict(tmp_path, kind, zipped):
     state = theirs(kind).state_dict()
     path = tmp_path / f"{kind}.pth"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    equal(read_torch(path), state)
+    assert_equal(read_torch(path), state)
     assert loaded(path, ours(kind), state) == IMAGENET
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_lightning_checkpoint(tmp_path, zipped):
     model = theirs("densenet121")
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     model(torch.randn(1, 3, 64, 64)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     state = model.state_dict()
     checkpoint = {
         "epoch": 2,
         "global_step": 4800,
         "pytorch-lightning_version": "0.9.0",
         "checkpoint_callback_best_model_score": torch.tensor(0.9),
-        "optimizer_states": [optimiser.state_dict()],
+        "optimizer_states": [optimizer.state_dict()],
         "lr_schedulers": [],
         "state_dict": OrderedDict((f"model.model.{k}", v) for k, v in state.items()),
         "hparams_name": "hparams",
@@ -117,7 +117,7 @@ def test_lightning_checkpoint(tmp_path, zipped):
     }
     path = tmp_path / "epoch=2.ckpt"
     torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
-    equal(read_torch(path)["state_dict"], checkpoint["state_dict"])
+    assert_equal(read_torch(path)["state_dict"], checkpoint["state_dict"])
     assert loaded(path, ours("densenet121"), state) == IMAGENET
 
 
@@ -142,22 +142,22 @@ def test_segmenter(tmp_path):
     state = theirs("deeplab").state_dict()
     path = tmp_path / "best_model.pth"
     torch.save(state, path)
-    equal(read_torch(path), state)
+    assert_equal(read_torch(path), state)
     assert loaded(path, ours("deeplab"), state) == CHEXPERT
 
 
 def test_irnet(tmp_path):
     fixtures = Fixtures(INDEX)
-    drawn = fixtures.state_dict("irnet")
+    values = fixtures.state_dict("irnet")
     # One storage for all the names of a tensor, as in a file of the release.
-    tensors = {id(value): torch.from_numpy(value) for value in drawn.values()}
-    state = {key: tensors[id(value)] for key, value in drawn.items()}
+    tensors = {id(value): torch.from_numpy(value) for value in values.values()}
+    state = {key: tensors[id(value)] for key, value in values.items()}
     state["path_indices0"] = torch.zeros(2, 4, dtype=torch.long)
     state["disp_target"] = torch.zeros(1, 2, 4, 1)
     path = tmp_path / "best_ir_model.pth"
     torch.save(state, path)
     assert path.stat().st_size < 1.1 * 4 * sum(tensor.numel() for tensor in tensors.values())
-    equal(read_torch(path), state)
+    assert_equal(read_torch(path), state)
     rngs = nnx.Rngs(0)
     model = IRNet(ResNet.resnet50(1, output_stride=16, dilated=False, rngs=rngs), rngs=rngs)
     assert loaded(path, model, state) == IMAGENET
@@ -182,7 +182,7 @@ def test_tensors_of_every_kind(tmp_path, zipped):
     }
     path = tmp_path / "tensors.pt"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    equal(read_torch(path), state)
+    assert_equal(read_torch(path), state)
 
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
@@ -197,8 +197,8 @@ def test_safetensors_that_torch_wrote(tmp_path):
     state["brain"] = torch.randn(3, 4).bfloat16()
     path = tmp_path / "model.safetensors"
     save_file(state, path)
-    found, _ = read_safetensors(path)
-    equal({key: found[key] for key in state}, state)
+    result, _ = read_safetensors(path)
+    assert_equal({key: result[key] for key in state}, state)
 
 
 @pytest.mark.parametrize("kind", ["densenet121", "resnet18", "resnet50", "deeplab"])
@@ -209,14 +209,14 @@ def test_torch_loads_what_we_write(tmp_path, kind):
     for parameter in target.parameters():
         parameter.data.zero_()
     path = tmp_path / "ours.safetensors"
-    save_safetensors(path, to_torch(model))
+    save_safetensors(path, to_torch(model), IMAGENET)
     target.load_state_dict(load_file(path), strict=True)
     images = np.random.default_rng(0).standard_normal((1, 64, 96, 3)).astype(np.float32)
     with torch.no_grad():
         expected = target(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    found = np.asarray(jax.jit(lambda model, images: model(images))(model, jnp.asarray(images)))
-    found = np.moveaxis(found, -1, 1) if found.ndim == 4 else found
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    result = np.asarray(jax.jit(lambda model, images: model(images))(model, jnp.asarray(images)))
+    result = np.moveaxis(result, -1, 1) if result.ndim == 4 else result
+    np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_index_names_the_tensors_of_torchvision():
