@@ -1,4 +1,4 @@
-"""Small networks with weights, ready to export."""
+"""Specifications of small networks, and metadata for their exports."""
 
 from chexseg_jax.images import IMAGENET
 from chexseg_jax.models.spec import BackboneSpec, DecoderSpec, NetworkSpec

@@ -1,8 +1,4 @@
-"""What is compiled for a TPU or a GPU lowers for it, which needs neither.
-
-Of the choices that depend on the backend the accelerator's are taken: bfloat16, and XLA's own
-convolutions.
-"""
+"""Every computation lowers for TPUs and GPUs, which needs neither, in bfloat16."""
 
 from functools import partial
 
@@ -35,12 +31,12 @@ RESIDUAL = BackboneSpec("resnet", (1, 1, 1, 1), width=4)
 
 @pytest.fixture(autouse=True)
 def accelerator(monkeypatch):
-    """The process takes itself to have one."""
+    """Let the process believe that its backend is a TPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
 
 
 def lowered(function, *shapes):
-    """The StableHLO of what `jax.jit` made, for both; raises what has no lowering there."""
+    """Return the StableHLO of a jitted function for both; raise if an operation has no lowering."""
     return export.export(function, platforms=["tpu", "cuda"])(*shapes).mlir_module()
 
 
@@ -71,7 +67,7 @@ def segmenter():
     )
 
 
-def descent():
+def adam():
     return optax.adam(1e-3)
 
 
@@ -79,7 +75,7 @@ TRAININGS = {
     "classifier": (
         classifier,
         lambda: classifier_stage.objective(classifier_stage.ClassifierConfig()),
-        descent,
+        adam,
         nnx.Param,
         {"labels": shape(BATCH, 14, dtype=jnp.int8)},
     ),
@@ -93,7 +89,7 @@ TRAININGS = {
     "segmenter": (
         segmenter,
         lambda: segmenter_stage.objective(IMAGENET),
-        descent,
+        adam,
         nnx.Param,
         {
             "masks": shape(BATCH, SIDE, SIDE, FINDINGS, dtype=jnp.uint8),
@@ -105,10 +101,10 @@ TRAININGS = {
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_of_every_training_lowers(name):
-    network, objective, optimiser, trained, targets = TRAININGS[name]
+    network, objective, optimizer, trained, targets = TRAININGS[name]
     graph, params, frozen = split_state(nnx.eval_shape(network), trained)
-    opt_state = jax.eval_shape(optimiser().init, params)
-    step = make_step(graph, objective(), optimiser(), jax.random.key(0), trained)
+    opt_state = jax.eval_shape(optimizer().init, params)
+    step = make_step(graph, objective(), optimizer(), jax.random.key(0), trained)
     text = lowered(
         step,
         {

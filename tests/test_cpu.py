@@ -14,16 +14,16 @@ for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(*given).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))  # what is small may lie in the gap of the last step's, and the heap then grows
+print(min(faults))  # in some steps a small array takes the place of the large one, and the heap grows
 """
 
 
-def test_a_step_finds_the_memory_of_the_step_before():
+def test_a_step_reuses_the_memory_of_the_step_before():
     pages = 40_000 * 500 * 4 / 4096  # of the sines
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", FAULTS],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         check=True,
     )
-    assert int(done.stdout) < pages / 10
+    assert int(result.stdout) < pages / 10

@@ -1,4 +1,4 @@
-"""DeepLabV3+: its size, its dropout, and how a bias reaches every pixel."""
+"""DeepLabV3+: its size, its dropout, and the composition of its modules."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def model():
     return DeepLabV3Plus(backbone, outputs=4, width=16, low_level=6, rngs=nnx.Rngs(1))
 
 
-def test_logits_are_the_parts_one_after_the_other(model):
+def test_logits_are_the_composition_of_the_modules(model):
     @jax.jit
     def by_parts(model):
         _, fine, _, _, coarse = model.backbone.stages(images())
@@ -47,7 +47,7 @@ def test_logits_are_the_parts_one_after_the_other(model):
     np.testing.assert_allclose(segment(model, images()), expected, atol=1e-5)
 
 
-def test_a_head_of_zeros_gives_its_bias_everywhere(model):
+def test_a_zero_kernel_in_the_head_leaves_its_bias_at_every_pixel(model):
     model.head.kernel[...] = jnp.zeros_like(model.head.kernel[...])
     model.head.bias[...] = jnp.asarray([1.0, -2.0, 3.0, 0.5])
     logits = segment(model, images())
@@ -55,16 +55,16 @@ def test_a_head_of_zeros_gives_its_bias_everywhere(model):
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
-def test_wide_rates_on_a_small_map_are_pointwise(model):
-    """At rates beyond the map only the centre tap sees anything (4 x 6 cells here)."""
+def test_large_rates_on_a_small_map_are_pointwise(model):
+    """At rates beyond the map, 4 x 6 cells, only the centre tap reads cells and not padding."""
     coarse = jax.random.normal(jax.random.key(0), (2, 4, 6, 64))
-    wide = model.pyramid.levels[2]
-    tap = wide.depthwise.kernel[...][1, 1, 0]
-    expected = jax.nn.relu(wide.norm(wide.conv(coarse * tap[None, None, None]), train=False))
-    np.testing.assert_allclose(wide(coarse, train=False), expected, atol=1e-6)
+    unit = model.pyramid.levels[2]
+    tap = unit.depthwise.kernel[...][1, 1, 0]
+    expected = jax.nn.relu(unit.norm(unit.conv(coarse * tap[None, None, None]), train=False))
+    np.testing.assert_allclose(unit(coarse, train=False), expected, atol=1e-6)
 
 
-def test_dropout_zeroes_a_share_and_scales_the_rest():
+def test_dropout_zeroes_a_fraction_and_scales_the_rest():
     maps = jnp.ones((1, 100, 100, 2))
     pyramid = Pyramid(4, 8, (2, 4, 6), 0.25, dtype=jnp.float32, rngs=nnx.Rngs(0))
     dropped = np.asarray(pyramid.dropout(maps, deterministic=False, rngs=jax.random.key(0)))
@@ -87,7 +87,7 @@ def test_training_needs_a_key_and_depends_on_it(model):
 
 
 def test_a_batch_of_one_image_trains():
-    """The pyramid's pool then normalises a single cell, where PyTorch refuses."""
+    """The pyramid's pool then normalizes a single cell, where PyTorch refuses."""
     pyramid = Pyramid(5, 8, (1, 2), 0.5, dtype=jnp.float32, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(pyramid, nnx.Param, ...)
     coarse = jax.random.normal(jax.random.key(0), (1, 2, 3, 5))
@@ -107,7 +107,7 @@ def test_a_batch_of_one_image_trains():
     np.testing.assert_allclose(statistics["pool"]["norm"]["var"][...], 0.9, rtol=1e-6)
 
 
-def test_a_densenet_will_do():
+def test_a_densenet_can_be_the_backbone():
     backbone = DenseNet(
         1, blocks=(1, 1, 1, 1), growth=4, stem=8, output_stride=16, rngs=nnx.Rngs(0)
     )
@@ -117,7 +117,7 @@ def test_a_densenet_will_do():
     assert np.ptp(logits) > 0.01
 
 
-def test_size_is_the_originals():
+def test_the_size_is_that_of_the_original():
     def make():
         backbone = ResNet(1, output_stride=16, rngs=nnx.Rngs(0))
         return DeepLabV3Plus(backbone, rngs=nnx.Rngs(1))

@@ -1,4 +1,4 @@
-"""DenseNet against its plain form, and its output stride against subsampling."""
+"""DenseNet against the usual implementation, and its output stride against subsampling."""
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ def images(count=2, height=64, width=64):
     return jnp.asarray(pixels.astype(np.float32))
 
 
-def plain(model, images):
-    """The usual form: every norm takes its own statistics, pooling follows the convolution."""
+def usual(model, images):
+    """Compute logits the usual way: a norm has its own moments, pooling follows the convolution."""
     maps = max_pool(jax.nn.relu(model.stem_norm(model.stem(images), train=True)))
     for index, block in enumerate(model.blocks):
         for layer in block:
             narrow = layer.conv1(jax.nn.relu(layer.norm1(maps, train=True)))
-            fresh = layer.conv2(jax.nn.relu(layer.norm2(narrow, train=True)))
-            maps = jnp.concatenate([maps, fresh], -1)
+            new = layer.conv2(jax.nn.relu(layer.norm2(narrow, train=True)))
+            maps = jnp.concatenate([maps, new], -1)
         if index < 3:
             transition = model.transitions[index]
             maps = transition.conv(jax.nn.relu(transition.norm(maps, train=True)))
@@ -47,11 +47,11 @@ def objective(forward):
     return jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
 
 
-def test_training_equals_the_plain_form():
+def test_training_equals_the_usual_implementation():
     model = DenseNet(3, blocks=(2, 0, 0, 1), growth=4, stem=8, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     shared = objective(lambda model, images: model(images, train=True))(params, graph, rest)
-    separate = objective(plain)(params, graph, rest)
+    separate = objective(usual)(params, graph, rest)
     before = jax.tree.leaves(rest)
     (_, (_, after)), _ = shared
     assert all(
@@ -62,8 +62,8 @@ def test_training_equals_the_plain_form():
 
 def test_every_second_cell_at_stride_16_is_the_map_at_stride_32():
     model = DenseNet(3, **TINY, rngs=nnx.Rngs(0))
-    wide = DenseNet(3, **TINY, output_stride=16, rngs=nnx.Rngs(0))
-    coarse, fine = stages(model, images()), stages(wide, images())
+    dilated = DenseNet(3, **TINY, output_stride=16, rngs=nnx.Rngs(0))
+    coarse, fine = stages(model, images()), stages(dilated, images())
     for index in range(4):
         np.testing.assert_array_equal(fine[index], coarse[index])
     assert fine[4].shape == (2, 4, 4, model.channels[4])
@@ -71,7 +71,7 @@ def test_every_second_cell_at_stride_16_is_the_map_at_stride_32():
     np.testing.assert_allclose(fine[4][:, ::2, ::2], coarse[4], atol=1e-5)
 
 
-def test_stages_have_the_strides_and_channels_they_say():
+def test_stages_have_the_documented_strides_and_channels():
     model = DenseNet(3, **TINY, rngs=nnx.Rngs(0))
     assert isinstance(model, Backbone)
     maps = stages(model, images(1, 64, 96))
@@ -81,7 +81,7 @@ def test_stages_have_the_strides_and_channels_they_say():
     np.testing.assert_array_equal(features(model, images(1, 64, 96)), maps[-1])
 
 
-def test_evaluation_changes_nothing():
+def test_evaluation_changes_no_state():
     model = DenseNet(3, **TINY, rngs=nnx.Rngs(0))
     before = jax.tree.map(np.asarray, nnx.state(model))
 
@@ -128,7 +128,7 @@ def test_densenet_121_has_torchvisions_size():
 
 
 @pytest.mark.parametrize("output_stride", [16, 32])
-def test_odd_sizes_are_taken(output_stride):
+def test_odd_sizes_are_accepted(output_stride):
     model = DenseNet(3, **TINY, output_stride=output_stride, rngs=nnx.Rngs(0))
     maps = stages(model, images(1, 50, 70))
     assert [stage.shape[1:3] for stage in maps[:4]] == [(13, 18), (13, 18), (6, 9), (3, 4)]

@@ -20,8 +20,8 @@ SPECS = {"segmenter": SEGMENTER, "classifier": CLASSIFIER, "irnet": IRNET}
 SHAPES = {"segmenter": (3, SIDE, SIDE, 10), "classifier": (3, 14), "irnet": (3, 16, 16)}
 
 
-def drawn(spec):
-    """A network whose statistics are not those it was made with."""
+def perturbed(spec):
+    """Build a network whose variables are not the initial ones."""
     model = spec.build()
     generator = np.random.default_rng(1)
     _, state = nnx.split(model)
@@ -32,14 +32,14 @@ def drawn(spec):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A network of each kind, and its folder."""
-    found = {}
+    """Export a network of each kind: (model, folder) by kind."""
+    networks = {}
     for kind, spec in SPECS.items():
         folder = tmp_path_factory.mktemp(kind)
-        model = drawn(spec)
+        model = perturbed(spec)
         export(model, spec, folder, **STATED)
-        found[kind] = (model, folder)
-    return found
+        networks[kind] = (model, folder)
+    return networks
 
 
 def leaves(model):
@@ -50,13 +50,13 @@ def leaves(model):
 def test_orbax_and_safetensors_hold_every_bit(exported, kind):
     model, folder = exported[kind]
     loaded = export_module.load(folder, kind)
-    for mine, theirs in zip(leaves(model), leaves(loaded.model), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for expected, value in zip(leaves(model), leaves(loaded.model), strict=True):
+        np.testing.assert_array_equal(expected, value)
     again = SPECS[kind].build()
     load_torch(folder / "model.safetensors", again)
     left_out = 0 if kind == "classifier" else 2  # an encoder's head: its kernel and its bias
     pairs = zip(leaves(model), leaves(again), strict=True)
-    same = [np.array_equal(mine, theirs) for mine, theirs in pairs]
+    same = [np.array_equal(expected, value) for expected, value in pairs]
     assert same.count(False) == left_out
 
 
@@ -76,35 +76,35 @@ function = jax.export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes
 assert function.platforms == ("cpu", "cuda", "tpu")
 numpy.save(sys.argv[3], function.call(numpy.load(sys.argv[2])))
 """
-    paths = [folder / "function.jax", tmp_path / "frames.npy", tmp_path / "found.npy"]
+    paths = [folder / "function.jax", tmp_path / "frames.npy", tmp_path / "result.npy"]
     subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=True)
-    found = np.load(paths[2])
-    assert found.shape == SHAPES[kind]
-    np.testing.assert_allclose(found, export_module.load(folder, kind)(FRAMES), atol=2e-5)
+    result = np.load(paths[2])
+    assert result.shape == SHAPES[kind]
+    np.testing.assert_allclose(result, export_module.load(folder, kind)(FRAMES), atol=2e-5)
 
 
 def test_any_number_of_frames(exported):
     segmenter = load_segmenter(str(exported["segmenter"][1]))
-    every = segmenter(FRAMES)
-    np.testing.assert_allclose(segmenter(FRAMES[1:2]), every[1:2], atol=2e-5)
+    batch = segmenter(FRAMES)
+    np.testing.assert_allclose(segmenter(FRAMES[1:2]), batch[1:2], atol=2e-5)
     assert segmenter.thresholds.tolist() == [(k + 1) / 20 for k in range(10)]
     with pytest.raises(ExportError, match="use images"):
         segmenter(FRAMES[:, :32, :32])
 
 
 def test_bfloat16_rounds_once_and_every_form_agrees(exported, tmp_path):
-    model, whole = exported["segmenter"]
+    model, float32 = exported["segmenter"]
     export(model, SEGMENTER, tmp_path, dtype=jnp.bfloat16, **STATED)
     loaded = load_segmenter(tmp_path)
-    for mine, theirs in zip(leaves(model), leaves(loaded.model), strict=True):
-        np.testing.assert_array_equal(mine.astype(jnp.bfloat16).astype(np.float32), theirs)
+    for expected, value in zip(leaves(model), leaves(loaded.model), strict=True):
+        np.testing.assert_array_equal(expected.astype(jnp.bfloat16).astype(np.float32), value)
     function = jax.export.deserialize(bytearray((tmp_path / "function.jax").read_bytes()))
     np.testing.assert_allclose(function.call(FRAMES), loaded(FRAMES), atol=2e-5)
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path, whole)]
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path, float32)]
     assert sizes[0] < 0.65 * sizes[1]
 
 
-def test_what_is_no_export_is_named(exported, tmp_path):
+def test_folders_that_are_no_export_are_refused(exported, tmp_path):
     with pytest.raises(ExportError, match=r"no export.*experiments\.export"):
         load_segmenter(tmp_path)
     with pytest.raises(ExportError, match="of kind classifier, not segmenter"):
@@ -117,10 +117,10 @@ def test_what_is_no_export_is_named(exported, tmp_path):
         _ = export_module.ExportedNetwork(None, CLASSIFIER, config).thresholds
 
 
-def test_every_platform_has_its_own_form_of_a_depthwise_convolution(exported):
+def test_an_export_holds_each_platforms_form_of_a_depthwise_convolution(exported):
     _, folder = exported["segmenter"]
     stored = jax.export.deserialize(bytearray((folder / "function.jax").read_bytes()))
-    alone, model = {}, drawn(SEGMENTER)
+    alone, model = {}, perturbed(SEGMENTER)
     for platform in stored.platforms:
         function = jax.jit(lambda images: model(SEGMENTER.normalization(images)))
         images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 1), jnp.uint8)
@@ -128,8 +128,8 @@ def test_every_platform_has_its_own_form_of_a_depthwise_convolution(exported):
     groups = re.compile(r"feature_group_count = ([2-9]|\d\d+)")
     assert groups.search(alone["cuda"]) and groups.search(alone["tpu"])
     assert not groups.search(alone["cpu"])
-    assert "stablehlo.dot_general" in alone["cpu"]  # a convolution of one tap as a product
+    assert "stablehlo.dot_general" in alone["cpu"]  # 1 x 1 convolutions
     module = stored.mlir_module()
-    # The file holds both forms, one in each branch of a choice by platform.
+    # The file holds both forms, in the branches of a case by platform.
     assert groups.search(module) and "stablehlo.case" in module
     assert module.count("stablehlo.slice") > alone["cuda"].count("stablehlo.slice")

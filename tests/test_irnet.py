@@ -1,4 +1,4 @@
-"""IRNet: what is trained, what is not, and its symmetry."""
+"""IRNet: its trained variables, its mirror symmetry, its sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +62,13 @@ def test_boundaries_mirror_with_the_image(model):
     assert np.ptp(expected) > 0.01
 
 
-def test_stages_may_be_computed_before(model):
+def test_stages_may_be_precomputed(model):
     stages = jax.jit(lambda model: model.backbone.stages(images()))(model)
-    apart = jax.jit(lambda model: model.from_features(stages))(model)
-    together = outputs(model, images())
-    assert together[0].shape == (2, 12, 16)
-    assert together[1].shape == (2, 12, 16, 2)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), apart, together)
+    precomputed = jax.jit(lambda model: model.from_features(stages))(model)
+    direct = outputs(model, images())
+    assert direct[0].shape == (2, 12, 16)
+    assert direct[1].shape == (2, 12, 16, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), precomputed, direct)
 
 
 def test_displacements_are_centred_outside_training(model):
@@ -82,7 +82,7 @@ def test_displacements_are_centred_outside_training(model):
     np.testing.assert_allclose(training(shifted)[1], centred, atol=1e-6)
 
 
-def test_any_backbone_and_any_size_will_do():
+def test_any_backbone_and_any_image_size():
     backbone = DenseNet(3, blocks=(1, 1, 1, 1), growth=4, stem=8, rngs=nnx.Rngs(0))
     edges, shifts = outputs(IRNet(backbone, rngs=nnx.Rngs(1)), images(1, 40, 72))
     assert edges.shape == (1, 10, 18)
@@ -91,11 +91,11 @@ def test_any_backbone_and_any_size_will_do():
     assert np.isfinite(shifts).all()
 
 
-def test_enlarging_crops_what_a_power_of_two_leaves_over():
+def test_upsampling_by_a_power_of_two_is_cropped():
     maps = jnp.asarray([0.0, 4.0, 8.0]).reshape(1, 3, 1, 1)
-    tall = upsample(maps, 10, 1)
+    upsampled = upsample(maps, 10, 1)
     np.testing.assert_allclose(
-        tall[0, :, 0, 0], [0, 0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5], atol=1e-6
+        upsampled[0, :, 0, 0], [0, 0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5], atol=1e-6
     )
 
 

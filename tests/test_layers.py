@@ -1,4 +1,4 @@
-"""Layers against numbers worked by hand and against their plain forms."""
+"""Layers against numbers worked out by hand and against their direct formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_a_strided_convolution_pads_both_sides():
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_forms_of_a_convolution_of_one_tap_agree(stride):
+def test_forms_of_a_1x1_convolution_agree(stride):
     maps, kernel = normal(2, 6, 7, 3), normal(1, 1, 3, 4, seed=1)
 
     def loss(maps, kernel, form):
@@ -52,7 +52,7 @@ def test_forms_of_a_convolution_of_one_tap_agree(stride):
         np.testing.assert_allclose(form(maps, kernel, stride), expected, atol=1e-6)
     for values in zip(*gradients, strict=True):
         np.testing.assert_allclose(values[0], values[1], atol=1e-5)
-        np.testing.assert_array_equal(values[0], values[2])  # the CPU's form is taken here
+        np.testing.assert_array_equal(values[0], values[2])  # of a CPU
 
 
 def test_max_pool_by_hand():
@@ -61,7 +61,7 @@ def test_max_pool_by_hand():
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 8, 3), (1, 1, 2, 1), (2, 5, 5, 4)])
-def test_forms_of_max_pool_agree_in_values_and_in_who_takes_the_gradient_of_equals(shape):
+def test_forms_of_max_pool_agree_in_values_and_gradients_of_ties(shape):
     maps = jnp.asarray(np.random.default_rng(0).integers(0, 4, shape).astype(np.float32))
 
     def pulled(form):
@@ -72,7 +72,7 @@ def test_forms_of_max_pool_agree_in_values_and_in_who_takes_the_gradient_of_equa
         np.testing.assert_array_equal(left, right)
 
 
-def test_max_pool_keeps_what_is_not_a_number():
+def test_max_pool_propagates_nan():
     maps = jnp.ones((1, 5, 5, 1)).at[0, 2, 2].set(jnp.nan)
     for form in (as_shifted_maxima, as_reduce_window, max_pool):
         pooled = form(maps)[0, ..., 0]
@@ -87,16 +87,16 @@ def test_depthwise_forms_agree(dilation):
         taps = inner_taps(kernel, dilation, 6, 8)
         return jnp.sum(jnp.sin(form(maps, taps, dilation)))
 
-    plain = np.zeros((2, 6, 8, 3), np.float32)
+    expected = np.zeros((2, 6, 8, 3), np.float32)
     padded = np.pad(maps, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
     for i in range(3):
         for j in range(3):
             window = padded[:, i * dilation : i * dilation + 6, j * dilation : j * dilation + 8]
-            plain += window * np.asarray(kernel)[i, j, 0]
-    np.testing.assert_allclose(depthwise(maps, kernel, dilation), plain, atol=1e-5)
+            expected += window * np.asarray(kernel)[i, j, 0]
+    np.testing.assert_allclose(depthwise(maps, kernel, dilation), expected, atol=1e-5)
     for form in (as_shifted_adds, as_grouped_convolution):
         convolved = form(maps, inner_taps(kernel, dilation, 6, 8), dilation)
-        np.testing.assert_allclose(convolved, plain, atol=1e-5)
+        np.testing.assert_allclose(convolved, expected, atol=1e-5)
     gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
     gradients = [gradient(maps, kernel, f) for f in (as_shifted_adds, as_grouped_convolution)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
@@ -133,7 +133,7 @@ def test_batch_norm_of_one_cell_gives_its_bias():
     assert np.isfinite(jax.grad(total)(maps)).all()
 
 
-def test_shared_moments_equal_a_norm_of_its_own():
+def test_shared_moments_equal_moments_of_the_whole():
     first, second = normal(4, 3, 3, 2), 5 + 3 * normal(4, 3, 3, 4, seed=1)
     maps = jnp.concatenate([first, second], -1)
     own, shared = BatchNorm(6), BatchNorm(6)
@@ -150,10 +150,10 @@ def test_batch_statistics_are_global_on_a_mesh():
     maps = normal(8, 2, 2, 3) + jnp.arange(8.0).reshape(8, 1, 1, 1)
     placed = jax.device_put(maps, NamedSharding(mesh, PartitionSpec("data")))
     assert len(placed.sharding.device_set) == 8
-    split, whole = jax.jit(moments_of)(placed), moments_of(maps)
-    np.testing.assert_allclose(split.mean, np.asarray(maps).mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(split.variance, np.asarray(maps).var((0, 1, 2)), rtol=1e-4)
-    np.testing.assert_allclose(split.variance, whole.variance, rtol=1e-5)
+    sharded, local = jax.jit(moments_of)(placed), moments_of(maps)
+    np.testing.assert_allclose(sharded.mean, np.asarray(maps).mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(sharded.variance, np.asarray(maps).var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(sharded.variance, local.variance, rtol=1e-5)
 
 
 def test_statistics_stay_float32_in_bfloat16():
@@ -186,7 +186,7 @@ def test_resize_by_hand():
     np.testing.assert_allclose(corners, maps[:, [0, 0, -1, -1], [0, -1, 0, -1]], atol=1e-6)
 
 
-def test_initializers_have_pytorchs_spread():
+def test_initializers_have_pytorchs_standard_deviation():
     key = jax.random.key(0)
     shape = (3, 3, 64, 96)
     assert np.std(initializers.he_normal_fan_in(key, shape)) == pytest.approx(

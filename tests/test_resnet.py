@@ -1,4 +1,4 @@
-"""ResNet: sizes, the identity of its shortcuts, and what output stride 16 means."""
+"""ResNet: sizes, identity shortcuts, and output stride 16."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def tiny(**options):
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_stages_have_the_strides_and_channels_they_say(bottleneck):
+def test_stages_have_the_documented_strides_and_channels(bottleneck):
     model = tiny(bottleneck=bottleneck)
     assert isinstance(model, Backbone)
     maps = stages(model, images(1, 64, 96))
@@ -45,7 +45,7 @@ def test_stages_have_the_strides_and_channels_they_say(bottleneck):
     )
 
 
-def test_a_block_without_residual_passes_its_input_on():
+def test_a_block_with_a_zero_residual_is_the_identity():
     model = tiny()
     model.layers[0][0].norms[-1].scale[...] = jnp.zeros(8)
     pooled, first, *_ = stages(model, images())
@@ -53,14 +53,14 @@ def test_a_block_without_residual_passes_its_input_on():
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_dilation_computes_every_second_cell_apart(bottleneck):
+def test_dilation_is_a_dense_convolution_of_every_second_cell(bottleneck):
     model = tiny(bottleneck=bottleneck, output_stride=16)
     *_, maps, features = stages(model, images())
-    apart = maps[:, ::2, ::2]
+    subsampled = maps[:, ::2, ::2]
     for dilated in model.layers[3]:
         maps = dilated(maps, train=False)
-        close = Block(
-            apart.shape[-1],
+        undilated = Block(
+            subsampled.shape[-1],
             64,
             bottleneck=bottleneck,
             stride=1,
@@ -68,15 +68,15 @@ def test_dilation_computes_every_second_cell_apart(bottleneck):
             dtype=jnp.float32,
             rngs=nnx.Rngs(1),
         )
-        nnx.update(close, nnx.state(dilated))
-        apart = close(apart, train=False)
-    np.testing.assert_allclose(maps[:, ::2, ::2], apart, atol=1e-4)
+        nnx.update(undilated, nnx.state(dilated))
+        subsampled = undilated(subsampled, train=False)
+    np.testing.assert_allclose(maps[:, ::2, ::2], subsampled, atol=1e-4)
     np.testing.assert_allclose(maps, features, atol=1e-4)
 
 
 def test_output_stride_16_changes_the_last_layer_only():
-    usual, dilated, dense = tiny(), tiny(output_stride=16), tiny(output_stride=16, dilated=False)
-    maps = [stages(model, images()) for model in (usual, dilated, dense)]
+    models = tiny(), tiny(output_stride=16), tiny(output_stride=16, dilated=False)
+    maps = [stages(model, images()) for model in models]
     for index in range(4):
         np.testing.assert_array_equal(maps[1][index], maps[0][index])
         np.testing.assert_array_equal(maps[2][index], maps[0][index])
@@ -95,12 +95,12 @@ def test_training_updates_every_statistic():
     graph, before = nnx.split(model)
 
     @jax.jit
-    def trained(state):
+    def updated(state):
         network = nnx.merge(graph, state)
         network(images(2), train=True)
         return nnx.state(network, nnx.BatchStat)
 
-    before, after = nnx.state(model, nnx.BatchStat), trained(before)
+    before, after = nnx.state(model, nnx.BatchStat), updated(before)
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     assert all(np.abs(a - b).max() > 1e-4 for a, b in pairs)
 

@@ -1,4 +1,4 @@
-"""The safetensors format: bytes by hand, round trips, and headers that lie."""
+"""Safetensors: bytes by hand, round trips, and malformed headers."""
 
 import json
 
@@ -59,11 +59,11 @@ def test_round_trips(tmp_path_factory, plan):
     assert tensors.keys() == state.keys()
     assert metadata == {"kind": "test"}
     for key, tensor in tensors.items():
-        assert tensor.dtype == state[key].dtype
+        assert tensor.dtype == state[key].dtype and tensor.shape == state[key].shape
         np.testing.assert_array_equal(tensor, state[key])
 
 
-def test_transposed_arrays_are_written_in_their_order(tmp_path):
+def test_transposed_arrays_keep_their_values(tmp_path):
     kernel = np.arange(6, dtype=np.float32).reshape(2, 3).T
     write_safetensors(tmp_path / "a.safetensors", {"kernel": kernel})
     np.testing.assert_array_equal(read_safetensors(tmp_path / "a.safetensors")[0]["kernel"], kernel)
@@ -93,7 +93,7 @@ def test_transposed_arrays_are_written_in_their_order(tmp_path):
         (packed({"a": entry()}, bytes(12)), "not fully covered"),
     ],
 )
-def test_lies_are_told_in_a_sentence(content, message, tmp_path):
+def test_malformed_files_are_refused_in_one_sentence(content, message, tmp_path):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(SafetensorsError, match=message) as caught:
@@ -102,7 +102,7 @@ def test_lies_are_told_in_a_sentence(content, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_type_without_a_name_is_refused(tmp_path):
+def test_a_dtype_that_weights_do_not_use_is_refused(tmp_path):
     with pytest.raises(SafetensorsError, match="complex64"):
         write_safetensors(tmp_path / "a", {"a": np.zeros(2, np.complex64)})
     write_safetensors(tmp_path / "b", {"b": np.asarray(jnp.ones(3, jnp.bfloat16))})

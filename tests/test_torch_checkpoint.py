@@ -1,4 +1,4 @@
-"""PyTorch's files, put together opcode by opcode: honest ones, damaged ones and hostile ones."""
+"""Files of `torch.save`, written opcode by opcode: valid, damaged and hostile ones."""
 
 import os
 import pickle
@@ -133,7 +133,7 @@ def test_a_stream_by_hand(tmp_path):
         refused(path, message)
 
 
-def test_lightnings_settings_become_inert(tmp_path):
+def test_lightnings_hyperparameters_become_inert(tmp_path):
     namespace = b"cargparse\nNamespace\n)\x81}" + text("lr") + number(1) + b"sb"
     program = state(hyper_parameters=namespace, x=tensor("0", (1,), (1,), 1))
     read = read_torch(archive(tmp_path / "a.ckpt", program, {"0": np.float32([4])}))
@@ -163,7 +163,7 @@ def test_every_other_name_is_refused_by_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("item", "message"),
     [
         (tensor("0", (5,), (1,), 4), "beyond its storage"),
         (tensor("0", (2, 2), (3, 1), 4), "beyond its storage"),
@@ -181,11 +181,11 @@ def test_every_other_name_is_refused_by_name(tmp_path, name):
         (b"h\x07", "damaged"),
     ],
 )
-def test_tensors_that_lie_are_refused(tmp_path, made, message):
-    refused(archive(tmp_path / "a.pth", state(a=made), {"0": np.ones(4, np.float32)}), message)
+def test_inconsistent_tensors_are_refused(tmp_path, item, message):
+    refused(archive(tmp_path / "a.pth", state(a=item), {"0": np.ones(4, np.float32)}), message)
 
 
-def test_archives_that_lie_are_refused(tmp_path):
+def test_inconsistent_archives_are_refused(tmp_path):
     program, storages = state(a=tensor("0", (4,), (1,), 4)), {"0": np.ones(4, np.float32)}
     path = tmp_path / "a.pth"
     refused(archive(path, program, storages, compression=zipfile.ZIP_DEFLATED), "compressed")
@@ -206,7 +206,7 @@ def test_archives_that_lie_are_refused(tmp_path):
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255), st.integers(0, 10_000))
-def test_damage_never_does_more_than_fail(tmp_path_factory, where, byte, length):
+def test_damaged_files_load_or_raise_one_error(tmp_path_factory, where, byte, length):
     program = state(a=tensor("0", (2, 2), (2, 1), 4), b=number(3), c=b"](" + text("x") + b"e")
     content = bytearray(stream(program, ["0"], [(4, np.ones(4, np.float32))]))
     content[where % len(content)] = byte

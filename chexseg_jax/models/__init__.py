@@ -1,1 +1,1 @@
-"""Networks: they know no pathology and no dataset."""
+"""Networks: backbones, DeepLabV3+, IRNet, and the specification of a network."""

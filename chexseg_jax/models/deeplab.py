@@ -1,7 +1,7 @@
 """DeepLabV3+: atrous spatial pyramid pooling and its decoder, on any backbone (Chen et al. 2018).
 
-As segmentation_models.pytorch has it: separable convolutions throughout the pyramid, and both
-upsamplings with `align_corners`.
+As in segmentation_models.pytorch: separable convolutions throughout the pyramid, and both upsamplings
+with `align_corners`.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Pyramid(nnx.Module):
     def __call__(
         self, maps: Float[Array, "b h w c"], *, train: bool, key: jax.Array | None
     ) -> Float[Array, "b h w o"]:
-        """Return the maps at every rate and of global context; drops out in training, with a key."""
+        """Combine the maps at every rate and the global mean; drop out if `train` and given a key."""
         levels = [level(maps, train=train) for level in self.levels]
         means = maps.astype(jnp.float32).mean((1, 2), keepdims=True).astype(maps.dtype)
         levels.append(jnp.broadcast_to(self.pool(means, train=train), levels[0].shape))
@@ -109,9 +109,9 @@ class DeepLabV3Plus(nnx.Module):
         """Return logits at the size of the images.
 
         Args:
-            images: their sides are multiples of the backbone's output stride.
-            train: whether to drop out, and to use and update batch statistics.
-            key: for dropout; needed if `train`.
+            images: with sides that are multiples of the backbone's output stride.
+            train: whether to apply dropout, and to use and update batch statistics.
+            key: of dropout; needed if `train`.
 
         Raises:
             ValueError: there is no key.

@@ -1,9 +1,9 @@
 """DenseNet with features, classify and an output stride (Huang et al. 2017).
 
-Two steps differ from the usual implementation and give the same numbers for less: the batch moments
-of a channel are computed once and shared by all layers that read it, and a transition averages before
-its 1 x 1 convolution, not after. At output stride 16 the last block is dilated, which no peer offers:
-every second cell of its map is exactly the map at stride 32.
+Two steps differ from the usual implementation, are faster and mathematically equal: the batch moments
+of a channel are computed once and shared by all layers that read it, and a transition pools before its
+1 x 1 convolution, not after. At output stride 16 the last block is dilated: every second cell of its map
+is exactly the map at stride 32.
 """
 
 import jax
@@ -56,7 +56,7 @@ class DenseLayer(nnx.Module):
 
 
 class Transition(nnx.Module):
-    """Halves the channels, and the grid unless it is `dilated`."""
+    """A transition that halves the channels, and the grid unless it is `dilated`."""
 
     def __init__(self, inputs: int, *, dilated: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.dilated = dilated
@@ -118,9 +118,9 @@ class DenseNet(nnx.Module):
         for index, block in enumerate(self.blocks):
             moments = moments_of(maps) if train else None
             for layer in block:
-                fresh = layer(maps, moments, train=train)
-                maps = jnp.concatenate([maps, fresh], -1)
-                moments = concatenate_moments(moments, moments_of(fresh)) if moments else None
+                new = layer(maps, moments, train=train)
+                maps = jnp.concatenate([maps, new], -1)
+                moments = concatenate_moments(moments, moments_of(new)) if moments else None
             if index < len(self.transitions):
                 stages.append(maps)
                 maps = self.transitions[index](maps, moments, train=train)

@@ -1,7 +1,7 @@
-"""Initial values as PyTorch and torchvision draw them.
+"""Initial values with the distributions of PyTorch and torchvision.
 
-`jax.nn.initializers` gives the same numbers but compiles a program for every shape, 4 times as long for
-DenseNet-121 on a CPU; here flat samples of rounded-up sizes are shared by shapes.
+`jax.nn.initializers` gives the same numbers but compiles a program for every shape, which takes 4 times
+as long for DenseNet-121 on a CPU; here shapes share samples of sizes rounded up to powers of two.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Initializer = Callable[[jax.Array, Shape], jax.Array]
-"""From a key and the shape of a kernel, (h, w, in, out) or (in, out), to its values."""
+"""Returns values from a key and the shape of a kernel, (h, w, in, out) or (in, out)."""
 
 
 def he_normal_fan_in(key: jax.Array, shape: Shape) -> jax.Array:
@@ -32,7 +32,7 @@ def uniform_fan_in(key: jax.Array, shape: Shape) -> jax.Array:
 
 
 def uniform(key: jax.Array, shape: Shape, fan_in: int) -> jax.Array:
-    """Draw uniformly within 1 / sqrt(`fan_in`), for a bias, whose shape does not tell the fan."""
+    """Draw uniformly within 1 / sqrt(`fan_in`); for a bias, whose shape does not give the fan."""
     return _draw(_signed_uniform, key, shape, 1 / math.sqrt(fan_in))
 
 
@@ -41,7 +41,10 @@ def _signed_uniform(key: jax.Array, shape: Shape) -> jax.Array:
 
 
 def _draw(sampler: Initializer, key: jax.Array, shape: Shape, scale: float) -> jax.Array:
-    """Return `scale` times a sample; its first n values do not depend on the size that is drawn."""
+    """Return `scale` times a sample, the start of one of a rounded-up size.
+
+    JAX's first n values do not depend on the size of the sample.
+    """
     size = math.prod(shape)
     values = sampler(key, (1 << (size - 1).bit_length(),))
     if isinstance(values, jax.core.Tracer):

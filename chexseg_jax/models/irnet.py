@@ -1,7 +1,7 @@
 """IRNet: class boundaries and displacements from a frozen backbone (Ahn et al. 2019).
 
-The backbone is any of ours, where the original is tied to a ResNet-50; maps are upsampled to the
-stride-4 grid by whatever power of two their stage needs.
+Any `Backbone` will do, where the original needs a ResNet-50: each stage is upsampled to the stride-4
+grid by the power of two that it needs.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Convolutions, pooling, BatchNorm and resizing with PyTorch's conventions, channels last.
+"""Convolutions, pooling, normalization and resizing with PyTorch's conventions, channels last.
 
-Padding is symmetric and explicit, which "SAME" is not where a stride is two. Running variances are
-unbiased, as PyTorch keeps them; a batch of one cell keeps the biased one, where PyTorch refuses.
+Padding is symmetric and explicit, which "SAME" is not at stride two. Running variances are unbiased, as
+in PyTorch; of a batch of a single cell, which PyTorch refuses, they are biased.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ MOMENTUM = 0.1
 
 
 class Conv(nnx.Module):
-    """A square convolution that keeps the grid, but for its stride."""
+    """A square convolution, padded so that a stride of one keeps the grid."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ def as_convolution(
 
 
 class Depthwise(nnx.Module):
-    """A 3 x 3 convolution of every channel by itself."""
+    """A depthwise 3 x 3 convolution."""
 
     def __init__(
         self, channels: int, *, dilation: int = 1, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -103,18 +103,17 @@ def depthwise(
 ) -> Float[Array, "b h w c"]:
     """Convolve each channel with its own 3 x 3 kernel, zeros outside."""
     kernel = inner_taps(kernel, dilation, maps.shape[1], maps.shape[2])
-    adds, grouped = (
-        partial(f, dilation=dilation) for f in (as_shifted_adds, as_grouped_convolution)
-    )
+    forms = (as_shifted_adds, as_grouped_convolution)
+    adds, grouped = (partial(form, dilation=dilation) for form in forms)
     return by_platform(maps, kernel, cpu=adds, default=grouped)
 
 
 def inner_taps(
     kernel: Float[Array, "3 3 1 c"], dilation: int, height: int, width: int
 ) -> Float[Array, "kh kw 1 c"]:
-    """Drop the outer rows and columns of a kernel that reach beyond every map of (height, width).
+    """Drop the outer rows and columns of a kernel whose dilation exceeds the maps' height or width.
 
-    They see padding only: the large rates of an ASPP are 1 x 1 convolutions on small maps.
+    They see padding only: at its large rates an ASPP is a 1 x 1 convolution on small maps.
     """
     rows = slice(None) if dilation < height else slice(1, 2)
     columns = slice(None) if dilation < width else slice(1, 2)
@@ -164,8 +163,8 @@ def as_reduce_window(maps: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]
 def average_pool(maps: Float[Array, "b h w c"], stride: int) -> Float[Array, "b oh ow c"]:
     """Return the means of 2 x 2 windows, every cell or every second.
 
-    At stride 1 the last row and column repeat, so that the grid is kept and its even cells are those
-    of stride 2.
+    At stride 1 the last row and column are repeated: the grid stays, and its even cells are those of
+    stride 2.
     """
     if stride == 1:
         maps = jnp.pad(maps, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
@@ -187,7 +186,7 @@ class Moments(NamedTuple):
 
 
 def moments_of(maps: Float[Array, "b h w c"]) -> Moments:
-    """Return the moments of maps over the whole batch, on however many devices it is sharded."""
+    """Compute the moments of maps over the whole batch, also where it is sharded over devices."""
     values = maps.astype(jnp.float32)
     mean = values.mean((0, 1, 2))
     variance = jnp.square(values).mean((0, 1, 2)) - jnp.square(mean)
@@ -202,7 +201,7 @@ def concatenate_moments(first: Moments, second: Moments) -> Moments:
 class BatchNorm(nnx.Module):
     """Batch normalization (Ioffe & Szegedy 2015) with PyTorch's running statistics.
 
-    Unlike `nnx.BatchNorm` it takes moments that another layer has computed.
+    Unlike `nnx.BatchNorm` it accepts moments that another layer has computed.
     """
 
     def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32):
@@ -220,7 +219,7 @@ class BatchNorm(nnx.Module):
         Args:
             maps: the input.
             train: whether to use the batch's moments and to update the running ones.
-            moments: the batch's, if they are already known.
+            moments: of the batch, if already computed.
         """
         if train:
             moments = moments or moments_of(maps)
@@ -266,8 +265,8 @@ def resize(
         maps: the input.
         height: rows of the result.
         width: columns of the result.
-        align_corners: whether the centres of the corner cells stay in the corners, rather than the
-            outlines of the grid.
+        align_corners: whether the centres of the corner cells are aligned, rather than the outlines of
+            the grids.
     """
     if maps.shape[1:3] == (height, width):
         return maps
@@ -279,10 +278,10 @@ def resize(
 def interpolation(
     cells: int, points: int, align_corners: bool
 ) -> Float[np.ndarray, "points cells"]:
-    """Return the matrix that interpolates `cells` samples linearly at `points` places."""
+    """Return the matrix that interpolates `cells` samples linearly at `points` positions."""
     if align_corners:
-        places = np.arange(points) * ((cells - 1) / max(points - 1, 1))
+        positions = np.arange(points) * ((cells - 1) / max(points - 1, 1))
     else:
-        places = np.clip((np.arange(points) + 0.5) * (cells / points) - 0.5, 0, cells - 1)
-    distances = np.abs(places[:, None] - np.arange(cells)[None])
+        positions = np.clip((np.arange(points) + 0.5) * (cells / points) - 0.5, 0, cells - 1)
+    distances = np.abs(positions[:, None] - np.arange(cells)[None])
     return np.maximum(0, 1 - distances).astype(np.float32)

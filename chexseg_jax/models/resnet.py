@@ -1,4 +1,4 @@
-"""ResNet with the same methods as DenseNet (He et al. 2016; torchvision's ResNet-18 and ResNet-50)."""
+"""ResNet, as torchvision has ResNet-18 and ResNet-50 (He et al. 2016)."""
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,11 @@ class Block(nnx.Module):
         self.convs: nnx.List[Conv] = nnx.List([])
         self.norms: nnx.List[BatchNorm] = nnx.List([])
         channels = inputs
-        for size, wanted, step in plan:
+        for size, width_out, step in plan:
             self.convs.append(
                 Conv(
                     channels,
-                    wanted,
+                    width_out,
                     size,
                     stride=step,
                     dilation=dilation,
@@ -48,15 +48,15 @@ class Block(nnx.Module):
                     rngs=rngs,
                 )
             )
-            self.norms.append(BatchNorm(wanted, dtype=dtype))
-            channels = wanted
-        changed = stride != 1 or inputs != outputs
+            self.norms.append(BatchNorm(width_out, dtype=dtype))
+            channels = width_out
+        projected = stride != 1 or inputs != outputs
         self.shortcut = (
             Conv(inputs, outputs, 1, stride=stride, init=he_normal_fan_out, dtype=dtype, rngs=rngs)
-            if changed
+            if projected
             else None
         )
-        self.shortcut_norm = BatchNorm(outputs, dtype=dtype) if changed else None
+        self.shortcut_norm = BatchNorm(outputs, dtype=dtype) if projected else None
 
     def __call__(self, maps: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b oh ow o"]:
         """Return the block's output."""
@@ -90,11 +90,11 @@ class ResNet(nnx.Module):
             blocks: number of blocks in each of four layers.
             bottleneck: whether blocks are bottlenecks, as from ResNet-50 on.
             width: channels of the stem.
-            output_stride: at 16 the last layer keeps its grid.
-            dilated: whether the last layer then dilates all its 3 x 3 convolutions by two, as
-                DeepLabV3+ has it, or not, as IRNet.
-            dtype: in which to compute.
-            rngs: `params` draws the weights.
+            output_stride: 16 or 32; at 16 the last layer does not stride.
+            dilated: whether the last layer then dilates its 3 x 3 convolutions by two, as in
+                DeepLabV3+, or not, as in IRNet.
+            dtype: of the computation.
+            rngs: for the initial values of `params`.
         """
         keeps_grid = is_dilated(output_stride)
         self.stem = Conv(3, width, 7, stride=2, init=he_normal_fan_out, dtype=dtype, rngs=rngs)

@@ -1,1 +1,1 @@
-"""PyTorch weights in and out."""
+"""Read and write PyTorch's weights."""
