@@ -110,7 +110,7 @@ def export(
     Args:
         model: the network.
         spec: its specification.
-        folder: where to.
+        folder: an empty folder.
         dtype: of the stored weights. With bfloat16 the files are half as large, the weights are
             rounded once, every form holds the same rounded weights, and arithmetic is as before.
         metadata: further entries of `config.json`, such as `thresholds` by pathology.

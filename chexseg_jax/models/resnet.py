@@ -1,5 +1,7 @@
 """ResNet, as torchvision has ResNet-18 and ResNet-50 (He et al. 2016)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -123,25 +125,9 @@ class ResNet(nnx.Module):
         self.channels = (width, first, 2 * first, 4 * first, 8 * first)
 
     @classmethod
-    def resnet50(
-        cls,
-        outputs: int,
-        *,
-        output_stride: int = 32,
-        dilated: bool = True,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> "ResNet":
-        """Return a ResNet-50."""
-        return cls(
-            outputs,
-            blocks=(3, 4, 6, 3),
-            bottleneck=True,
-            output_stride=output_stride,
-            dilated=dilated,
-            dtype=dtype,
-            rngs=rngs,
-        )
+    def resnet50(cls, outputs: int, **options: Any) -> "ResNet":
+        """Build a ResNet-50; `options` are those of `ResNet`."""
+        return cls(outputs, blocks=(3, 4, 6, 3), bottleneck=True, **options)
 
     def stages(self, images: Float[Array, "b h w 3"], *, train: bool = False) -> Stages:
         """Return the pooled stem and the outputs of four layers."""
