@@ -1,6 +1,6 @@
 """Compare the networks: forward pass, loss, gradients, batch statistics, and Grad-CAM."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -158,7 +158,10 @@ class NetworkComparisons:
         shape = tuple(arrays["masks_shape"].tolist())
         bits = np.unpackbits(arrays["masks_nchw"], count=int(np.prod(shape))).reshape(shape)
         masks = channels_last(bits)
-        encoders = {"resnet18": ResNet, "resnet50": ResNet.resnet50}
+        encoders: dict[str, Callable[..., ResNet]] = {
+            "resnet18": ResNet,
+            "resnet50": ResNet.resnet50,
+        }
         encoder = network.partition("_")[2]
         if encoder not in encoders:
             raise ValueError(f"no encoder of ours is {encoder}; there are {', '.join(encoders)}")
