@@ -1,1 +1,1 @@
-"""Damaged and hostile files by the thousand, through every reader, in processes with bounds."""
+"""Damaged and hostile files for every reader, read in processes with limited time and memory."""

@@ -1,4 +1,4 @@
-"""Whole files of every kind, from which the changed ones descend."""
+"""Valid files of every kind, from which mutated files are made."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from tests.dicoms import write_dicom
 from tests.test_torch_checkpoint import archive, state, stream, tensor
 
 Corpus = list[tuple[str, bytes]]
-"""Files, each with the ending that its name needs."""
+"""Files with the suffix that each needs."""
 
 HEIGHT, WIDTH = 24, 32
 
@@ -36,11 +36,11 @@ def pictures() -> Corpus:
         return file.getvalue()
 
     grey, colour = Image.fromarray(noise(HEIGHT, WIDTH)), Image.fromarray(noise(HEIGHT, WIDTH, 3))
-    upright, said = Image.Exif(), PngImagePlugin.PngInfo()
+    upright, text = Image.Exif(), PngImagePlugin.PngInfo()
     upright[0x0112] = 1
-    said.add_text("a", "text")
-    said.add_itxt("b", "text", zip=True)
-    said.add_text("c", "text", zip=True)
+    text.add_text("a", "text")
+    text.add_itxt("b", "text", zip=True)
+    text.add_text("c", "text", zip=True)
     deep = Image.fromarray(noise(HEIGHT, WIDTH).astype(np.uint16) * 257)
     jpegs = [
         saved(grey, "JPEG"),
@@ -49,7 +49,7 @@ def pictures() -> Corpus:
         saved(colour, "JPEG", progressive=True),
     ]
     pngs = [
-        saved(grey, "PNG", pnginfo=said, exif=upright, icc_profile=b"p" * 200),
+        saved(grey, "PNG", pnginfo=text, exif=upright, icc_profile=b"p" * 200),
         saved(colour, "PNG", dpi=(72, 72)),
         saved(colour.convert("RGBA"), "PNG"),
         saved(colour.convert("P"), "PNG", transparency=3),
@@ -62,9 +62,9 @@ def pictures() -> Corpus:
 
 
 def masks() -> Corpus:
-    drawn = np.zeros((HEIGHT, WIDTH), bool)
-    drawn[4:20, 8:11] = True
-    rle, empty = encode_rle(drawn), encode_rle(np.zeros_like(drawn))
+    square_mask = np.zeros((HEIGHT, WIDTH), bool)
+    square_mask[4:20, 8:11] = True
+    rle, empty = encode_rle(square_mask), encode_rle(np.zeros_like(square_mask))
     speckled = encode_rle(noise(HEIGHT, WIDTH) > 128)
     square = [[[4, 4], [20.5, 4], [20, 18], [4, 18]], [[1, 1]]]
     contents = [
@@ -113,9 +113,9 @@ def weights() -> Corpus:
     inner += tensor("0", (3,), (1,), 12) + b"uu."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w"
-        said = {"normalization": '{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}'}
-        held = {"a": values.reshape(3, 4), "b": np.zeros((0, 2)), "c": values.astype(np.float16)}
-        write_safetensors(path, held, said)
+        metadata = {"normalization": '{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}'}
+        arrays = {"a": values.reshape(3, 4), "b": np.zeros((0, 2)), "c": values.astype(np.float16)}
+        write_safetensors(path, arrays, metadata)
         tensors = path.read_bytes()
         half = {"0": values, "1": np.zeros(2, np.float16)}
         zips = [archive(path, zipped, half).read_bytes()]

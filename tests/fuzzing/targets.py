@@ -1,4 +1,4 @@
-"""What reads each kind of file, which refusals it may meet, and what must hold if it meets none."""
+"""The readers of each kind of file, their documented errors, and checks of what they accept."""
 
 import random
 import warnings
@@ -26,146 +26,153 @@ Reader = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file: its whole specimens, what changes them, and what reads them.
+    """A kind of file: its valid originals, their mutations, their readers and the documented errors.
 
-    `nameless` are refusals whose callers add the file's name, which the reader itself never learns.
+    The errors in `nameless` need not name the file, because the reader does not know it and its callers
+    add it.
     """
 
     corpus: Callable[[], corpora.Corpus]
     mutations: tuple[m.Mutation, ...]
     readers: tuple[Reader, ...]
-    refusals: tuple[type[Exception], ...]
+    errors: tuple[type[Exception], ...]
     nameless: tuple[type[Exception], ...] = ()
 
 
-def sane(condition: bool, what: str) -> None:
-    """Complains of an accepted file that gave something unsound."""
+def check(condition: bool, problem: str) -> None:
+    """Raise if an accepted file gave an invalid result."""
     if not condition:
-        raise AssertionError(f"accepted, but {what}")
+        raise AssertionError(f"accepted, but {problem}")
 
 
-def sane_radiograph(read: Callable[[Path], Radiograph], path: Path) -> None:
-    found = read(path)
-    image = found.image
-    sane(image.dtype == np.uint8 and image.ndim == 3, f"{image.dtype} {image.shape}")
-    sane(image.shape[2] == 1 and image.size > 0, f"shape {image.shape}")
-    if found.spacing is not None:
-        sides = (found.spacing.rows, found.spacing.columns)
-        sane(all(np.isfinite(side) and side > 0 for side in sides), f"spacing {sides}")
+def check_radiograph(read: Callable[[Path], Radiograph], path: Path) -> None:
+    radiograph = read(path)
+    image = radiograph.image
+    check(image.dtype == np.uint8 and image.ndim == 3, f"{image.dtype} {image.shape}")
+    check(image.shape[2] == 1 and image.size > 0, f"shape {image.shape}")
+    if radiograph.spacing is not None:
+        sides = (radiograph.spacing.rows, radiograph.spacing.columns)
+        check(all(np.isfinite(side) and side > 0 for side in sides), f"spacing {sides}")
 
 
-def film(path: Path) -> None:
+def check_listed_image(path: Path) -> None:
     row = Row(2, "patient1", "study1", path.name, "Male", 50, "AP", (0,) * 14)
-    film = ListedImage(row, "train.csv", str(path), str(path.parent.resolve()), path.stat().st_size)
-    found = read_gray_jpeg(film)
-    sane(found.data[:2] == b"\xff\xd8" and found.height > 0 < found.width, "no JPEG")
+    image = ListedImage(
+        row, "train.csv", str(path), str(path.parent.resolve()), path.stat().st_size
+    )
+    jpeg = read_gray_jpeg(image)
+    check(jpeg.data[:2] == b"\xff\xd8" and jpeg.height > 0 < jpeg.width, "no JPEG")
 
 
-def drawings(path: Path) -> None:
-    for drawing in read_annotations(path).values():
+def check_annotations(path: Path) -> None:
+    for annotation in read_annotations(path).values():
         error: MaskError | None = None
         try:
-            presence_bits(drawing)
-        except MaskError as refusal:
-            error = refusal
-        bits = rasterise(drawing)
-        sane(error is None, f"its bits are refused: {error}")
-        sane(bits.dtype == np.uint16 and bits.ndim == 2 and bits.size > 0, f"shape {bits.shape}")
-        sane(int(bits.max()) < 1 << 10, "a bit above the tenth")
+            presence_bits(annotation)
+        except MaskError as raised:
+            error = raised
+        bits = rasterise(annotation)
+        check(error is None, f"its bits are rejected: {error}")
+        check(bits.dtype == np.uint16 and bits.ndim == 2 and bits.size > 0, f"shape {bits.shape}")
+        check(int(bits.max()) < 1 << 10, "a bit above the tenth")
 
 
-def run_lengths(path: Path) -> None:
-    for drawing in read_annotations(path).values():
-        for rle in drawing.values():
+def check_run_lengths(path: Path) -> None:
+    for annotation in read_annotations(path).values():
+        for rle in annotation.values():
             mask = decode_rle(rle)
-            sane(mask.dtype == bool and list(mask.shape) == list(rle["size"]), "another shape")
+            check(mask.dtype == bool and list(mask.shape) == list(rle["size"]), "another shape")
 
 
-def table(path: Path) -> None:
+def check_table(path: Path) -> None:
     if path.name.endswith(".labels.csv"):
         for row in read_rows(path, "train"):
-            sane(set(row.labels) <= {-2, -1, 0, 1, 2, 3}, f"labels {row.labels}")
-            sane(-1 <= row.age <= 999 and "/" not in row.image_id, f"{row}")
+            check(set(row.labels) <= {-2, -1, 0, 1, 2, 3}, f"labels {row.labels}")
+            check(-1 <= row.age <= 999 and "/" not in row.image_id, f"{row}")
     elif ".thresholds." in path.name:
-        found = read_thresholds(path)
-        sane(found.shape == (10,) and found.dtype == np.float64, f"shape {found.shape}")
-        sane(bool(((found >= 0) & (found <= 1)).all()), "outside [0, 1]")
+        thresholds = read_thresholds(path)
+        check(
+            thresholds.shape == (10,) and thresholds.dtype == np.float64,
+            f"shape {thresholds.shape}",
+        )
+        check(bool(((thresholds >= 0) & (thresholds <= 1)).all()), "outside [0, 1]")
     else:
-        read = Segmentations.read(path)
-        for image_id in read.images:
-            height, width = read.size(image_id)
+        file = Segmentations.read(path)
+        for image_id in file.images:
+            height, width = file.size(image_id)
             if height * width < 1 << 24:
-                sane(sum(map(len, read.runs(image_id))) > 0, "no runs")
+                check(sum(map(len, file.runs(image_id))) > 0, "no runs")
 
 
-def state(path: Path) -> None:
-    content, stated = read_checkpoint(path)
+def check_state_dict(path: Path) -> None:
+    content, normalization = read_checkpoint(path)
     _, tensors = plain_names(find_state_dict(content, f"{path}: "))
     for name, value in tensors.items():
-        sane(isinstance(name, str), f"a name {name!r:.40}")
+        check(isinstance(name, str), f"a name {name!r:.40}")
         if isinstance(value, np.ndarray):
-            sane(value.ndim <= 8 and value.dtype.kind in "fiubV", f"{value.dtype} {value.shape}")
+            check(value.ndim <= 8 and value.dtype.kind in "fiubV", f"{value.dtype} {value.shape}")
             value.tobytes()  # every number lies inside the file
-    if stated is not None:
-        sane(
-            bool(np.isfinite([*stated.mean, *stated.std]).all()), "its normalization is not finite"
+    if normalization is not None:
+        check(
+            bool(np.isfinite([*normalization.mean, *normalization.std]).all()),
+            "its normalization is not finite",
         )
-        sane(min(stated.std) > 0, "a deviation of nought or less")
+        check(min(normalization.std) > 0, "a standard deviation of 0 or less")
 
 
 TARGETS = {
     "pictures": Target(
         corpora.pictures,
         (*m.BYTES, *[m.change_chunks] * 5),
-        (partial(sane_radiograph, read_jpeg_or_png), film),
+        (partial(check_radiograph, read_jpeg_or_png), check_listed_image),
         (RadiographError, DataError),
     ),
     "masks": Target(
         corpora.masks,
         (*m.BYTES, *[m.set_digits] * 5, *[m.change_json] * 14),
-        (drawings, run_lengths),
+        (check_annotations, check_run_lengths),
         (DataError, MaskError),
         (MaskError,),
     ),
     "tables": Target(
         corpora.tables,
         (*m.BYTES, *[m.set_digits] * 3, *[m.change_json] * 4, *[m.change_cells] * 5),
-        (table,),
+        (check_table,),
         (DataError, ChexlocalizeError),
     ),
     "weights": Target(
         corpora.weights,
         (*m.BYTES, *[m.change_header] * 3, *[m.change_directory] * 4),
-        (state,),
+        (check_state_dict,),
         (ValueError,),
     ),
     "dicoms": Target(
         corpora.dicoms,
         (*m.BYTES, *[m.change_elements] * 6),
-        (partial(sane_radiograph, read_dicom),),
+        (partial(check_radiograph, read_dicom),),
         (RadiographError,),
     ),
 }
 
 
-def descend(
-    target: Target, whole: int, corpus: corpora.Corpus, chance: random.Random
+def mutate(
+    target: Target, originals: int, corpus: corpora.Corpus, rng: random.Random
 ) -> tuple[str, bytes]:
-    """Returns a changed file: one to three changes to the corpus, whose first are `whole`."""
-    ending, content = chance.choice(corpus[:whole] if chance.random() < 0.6 else corpus)
-    other = chance.choice(corpus[:whole])[1]
-    for _ in range(chance.choice([1, 1, 1, 2, 3])):
+    """Apply one to three mutations to a file of the corpus, most often one of its first `originals`."""
+    ending, content = rng.choice(corpus[:originals] if rng.random() < 0.6 else corpus)
+    other = rng.choice(corpus[:originals])[1]
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
         if content:
-            content = chance.choice(target.mutations)(content, chance, other or b"\0")
+            content = rng.choice(target.mutations)(content, rng, other or b"\0")
     return ending, content[: 1 << 20]
 
 
-def attempt(target: Target, path: Path) -> list[tuple[str, str]]:
-    """Returns what came of each reader: a kind (accepted, refused, fault) and a message."""
-    return [_attempt(target, reader, path) for reader in target.readers]
+def try_readers(target: Target, path: Path) -> list[tuple[str, str]]:
+    """Return each reader's outcome: accepted, rejected or fault, and a message."""
+    return [_try_reader(target, reader, path) for reader in target.readers]
 
 
-def _attempt(target: Target, reader: Reader, path: Path) -> tuple[str, str]:
+def _try_reader(target: Target, reader: Reader, path: Path) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -173,14 +180,14 @@ def _attempt(target: Target, reader: Reader, path: Path) -> tuple[str, str]:
             reader(path)
     except AssertionError as error:
         return "fault", str(error)
-    except target.refusals as error:
+    except target.errors as error:
         message, kind = str(error), type(error)
-        # Nor does a ValueError of Python's or NumPy's own name the file.
+        # `errors` may include ValueErrors of Python and NumPy, which do not name the file.
         if path.name not in message and kind not in target.nameless:
             return "fault", f"{kind.__name__} does not name the file: {message}"
         if "MemoryError" in message or "RuntimeWarning" in message:
             return "fault", message
-        return "refused", message.replace(str(path), "FILE")
+        return "rejected", message.replace(str(path), "FILE")
     except BaseException as error:
         return "fault", f"{type(error).__name__}: {error}"
     return "accepted", ""

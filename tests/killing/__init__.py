@@ -1,1 +1,1 @@
-"""Kills runs at random moments, goes on, and compares bit for bit: `python -m tests.killing`."""
+"""Kill runs at random moments, resume them, and compare bit for bit: `python -m tests.killing`."""

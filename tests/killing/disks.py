@@ -1,7 +1,7 @@
-"""Disks that fill up, or are read-only, in every stage of a run; only root may mount what it needs.
+"""Fill the disk, or make it read-only, in every stage of a run; mounting needs root.
 
-A work folder lies on a disk of its own in memory. Its room is a random part of what the stage needs. It
-is read-only from the start: while a run holds its lock, nothing can make it so.
+The work folder is a file system of its own in memory. Its free space is a random part of what the stage
+needs. It is read-only from the start, because a run that holds its lock prevents a remount.
 """
 
 import os
@@ -11,100 +11,95 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.killing.digests import look
-from tests.killing.lives import finish
-from tests.killing.stages import copy_up_to, differing, done, life, undo
+from tests.killing.digests import differences, digests_of
+from tests.killing.processes import finish
+from tests.killing.stages import copy_up_to, delete_from, is_finished, start_run
 
-ROOMY: Final = 2**30
-"""Bytes on the disk when there is room."""
+AMPLE: Final = 2**30
+"""Bytes of the disk when it is not full."""
 
-SAID: Final = {"full": "No space left on device", "read-only": "Read-only file system"}
+MESSAGES: Final = {"full": "No space left on device", "read-only": "Read-only file system"}
 
 
 @dataclass
-class Refused:
+class DiskCounts:
     """What happened to one stage."""
 
-    full: int = 0  # lives that found no room
+    full: int = 0  # runs that ended for lack of space
     read_only: int = 0
-    fitted: int = 0  # lives that ended all the same
+    fitted: int = 0  # runs that finished in the space they had
     compared: int = 0
     mismatches: list[str] = field(default_factory=list)
 
 
 def mount(folder: Path, options: str) -> bool:
-    """Mounts a disk in memory, or changes one; returns whether it could."""
-    asked = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    """Mount or remount a file system in memory; return whether it succeeded."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def used(folder: Path) -> int:
-    """Returns the bytes taken on the disk of a folder."""
-    told = os.statvfs(folder)
-    return (told.f_blocks - told.f_bfree) * told.f_frsize
+def used_bytes(folder: Path) -> int:
+    """Return the bytes in use on a folder's file system."""
+    status = os.statvfs(folder)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
-def sentence(said: str, path: Path, why: str) -> str:
-    """Returns what is wrong with what a life said of its disk; nothing if nothing is."""
-    if "Traceback (most" in said:
+def error_in_log(log: str, path: Path, message: str) -> str:
+    """Return what is wrong with a run's report of its disk, an empty string if nothing is."""
+    if "Traceback (most" in log:
         return "a traceback"
-    if not any(why in line and str(path) in line for line in said.splitlines()):
-        return f"no sentence of {why!r} with the path"
+    if not any(message in line and str(path) in line for line in log.splitlines()):
+        return f"no sentence of {message!r} with the path"
     return ""
 
 
-def torment(stage: str, times: int, base: Path, chance: random.Random) -> Refused:
-    """Takes the room away so many times, and once the right to write; each life then goes on."""
-    refused, workdir = Refused(), base / f"disk-{stage}"
+def break_disk(stage: str, times: int, base: Path, rng: random.Random) -> DiskCounts:
+    """Run a stage `times` times on a full disk and once on a read-only one; resume each run."""
+    counts, workdir = DiskCounts(), base / f"disk-{stage}"
     workdir.mkdir()
-    if not mount(workdir, f"size={ROOMY}"):
+    if not mount(workdir, f"size={AMPLE}"):
         raise SystemExit(
             f"{workdir}: nothing can be mounted there; run as root, or leave --disks out"
         )
     try:
-        _torment(refused, workdir, stage, times, base, chance)
+        _break_disk(counts, workdir, stage, times, base, rng)
     finally:
         subprocess.run(["umount", str(workdir)], check=False)
-    if not refused.mismatches:
+    if not counts.mismatches:
         workdir.rmdir()
-    return refused
+    return counts
 
 
-def _torment(
-    refused: Refused,
-    workdir: Path,
-    stage: str,
-    times: int,
-    base: Path,
-    chance: random.Random,
+def _break_disk(
+    counts: DiskCounts, workdir: Path, stage: str, times: int, base: Path, rng: random.Random
 ) -> None:
     copy_up_to(stage, base, workdir)
-    taken, expected = used(workdir), look(workdir)
-    undo(workdir, stage)
-    kept = look(workdir)
-    least = used(workdir)
-    said = base / f"{workdir.name}.log"
-    for why in (*["full"] * times, "read-only"):
-        said.unlink(missing_ok=True)
-        room = least + int(chance.random() * (taken - least)) + 1
-        mount(workdir, f"remount,size={room}" if why == "full" else "remount,ro")
-        code = finish(life(workdir, base, stage))
-        mount(workdir, f"remount,rw,size={ROOMY}")
-        if done(workdir, stage) and code == 0:
-            refused.fitted += 1
+    maximum, expected = used_bytes(workdir), digests_of(workdir)
+    delete_from(workdir, stage)
+    earlier = digests_of(workdir)
+    minimum = used_bytes(workdir)
+    log = base / f"{workdir.name}.log"
+    for kind in (*["full"] * times, "read-only"):
+        log.unlink(missing_ok=True)
+        size = minimum + int(rng.random() * (maximum - minimum)) + 1
+        mount(workdir, f"remount,size={size}" if kind == "full" else "remount,ro")
+        code = finish(start_run(workdir, base, stage))
+        mount(workdir, f"remount,rw,size={AMPLE}")
+        if is_finished(workdir, stage) and code == 0:
+            counts.fitted += 1
         else:
-            refused.full += why == "full"
-            refused.read_only += why == "read-only"
-            wrong = sentence(said.read_text(), workdir, SAID[why])
-            refused.mismatches += [f"{why}: ended with {code}"] if code != 1 else []
-            refused.mismatches += [f"{why}: {wrong}"] if wrong else []
-        earlier = {name: found for name, found in look(workdir).items() if name in kept}
-        refused.mismatches += differing(earlier, kept)
-        if refused.mismatches:
+            counts.full += kind == "full"
+            counts.read_only += kind == "read-only"
+            error = error_in_log(log.read_text(), workdir, MESSAGES[kind])
+            counts.mismatches += [f"{kind}: ended with {code}"] if code != 1 else []
+            counts.mismatches += [f"{kind}: {error}"] if error else []
+        unchanged = {n: digest for n, digest in digests_of(workdir).items() if n in earlier}
+        counts.mismatches += differences(unchanged, earlier)
+        if counts.mismatches:
             return
-        if code := finish(life(workdir, base, stage)):
-            refused.mismatches.append(f"going on ended with {code}")
+        if code := finish(start_run(workdir, base, stage)):
+            counts.mismatches.append(f"the resumed run ended with {code}")
             return
-        refused.mismatches += differing(look(workdir), expected)
-        refused.compared += 1
-        undo(workdir, stage)
+        counts.mismatches += differences(digests_of(workdir), expected)
+        counts.compared += 1
+        delete_from(workdir, stage)

@@ -1,4 +1,4 @@
-"""Kills inside checkpoint writes."""
+"""Kill a training while it writes checkpoints."""
 
 import os
 import random
@@ -16,16 +16,16 @@ from flax import nnx
 
 from chexseg_jax.training.checkpoints import Checkpoints
 from chexseg_jax.training.loop import fit
-from tests.killing.asking import newest
-from tests.killing.digests import look
-from tests.killing.lives import begin, finish, kill_once
-from tests.killing.stages import LIVES, Counted, differing
+from tests.killing.digests import differences, digests_of
+from tests.killing.processes import finish, kill_within, start
+from tests.killing.sigterm import latest_step
+from tests.killing.stages import RUNS_PER_KILL, KillCounts
 
 STEPS = 12
 
 
 class Net(nnx.Module):
-    """A layer of two megabytes, and statistics: a checkpoint's items may not be empty."""
+    """A layer of two megabytes, and batch statistics, because a checkpoint's items may not be empty."""
 
     def __init__(self, rngs):
         self.layer = nnx.Linear(512, 1024, rngs=rngs)
@@ -36,7 +36,7 @@ class Net(nnx.Module):
 
 
 def train(folder: Path) -> None:
-    """Trains a network of a few megabytes, saving after every step."""
+    """Train a network of a few megabytes, saving after every step, and record the restored step."""
     model = Net(nnx.Rngs(0))
     examples = grain.MapDataset.range(64).seed(3).shuffle().repeat().map(_example)
 
@@ -45,18 +45,18 @@ def train(folder: Path) -> None:
         return jnp.mean((model(batch["x"]) - noise[None]) ** 2), {}
 
     def restore(self: Checkpoints, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        found = restores(self, step, items)
+        restored = original_restore(self, step, items)
         folder.with_suffix(".restored").write_text(str(step))
-        return found
+        return restored
 
     def latest(self: Checkpoints) -> int | None:
-        found = latests(self)
-        if not found:
+        step = original_latest(self)
+        if not step:
             folder.with_suffix(".restored").write_text("0")
-        return found
+        return step
 
-    restores, Checkpoints.restore = Checkpoints.restore, restore
-    latests, Checkpoints.latest = Checkpoints.latest, latest
+    original_restore, Checkpoints.restore = Checkpoints.restore, restore
+    original_latest, Checkpoints.latest = Checkpoints.latest, latest
     fit(
         model,
         examples,
@@ -75,59 +75,59 @@ def _example(index: int) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(int(index)).normal(size=512).astype(np.float32)}
 
 
-def life(folder: Path, base: Path) -> int:
-    """Begins or goes on with the training; returns its process."""
+def start_training(folder: Path, base: Path) -> int:
+    """Start or resume the training; return its process id."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.with_suffix(".restored").unlink(missing_ok=True)
-    return begin(lambda: train(folder), base / "saves.log", base / "cache")
+    return start(lambda: train(folder), base / "saves.log", base / "cache")
 
 
-def restored(folder: Path) -> int | None:
-    """Returns the step that the last life went on from, None if it did not come so far."""
+def restored_step(folder: Path) -> int | None:
+    """Return the step that the last run resumed from, None if it was killed before."""
     path = folder.with_suffix(".restored")
-    said = path.read_text() if path.exists() else ""
-    return int(said) if said else None
+    content = path.read_text() if path.exists() else ""
+    return int(content) if content else None
 
 
-def writing(folder: Path) -> bool:
-    """Returns whether a checkpoint is being written."""
+def is_saving(folder: Path) -> bool:
+    """Return whether a checkpoint is being written."""
     try:
         return any("orbax-checkpoint-tmp" in e.name for e in os.scandir(folder / "checkpoints"))
     except FileNotFoundError:
         return False
 
 
-def torment(kills: int, base: Path, chance: random.Random) -> Counted:
-    """Kills checkpoint writes so many times; every training is ended and compared."""
-    if finish(life(base / "saves", base)):
+def kill_saves(kills: int, base: Path, rng: random.Random) -> KillCounts:
+    """Kill `kills` checkpoint writes; every training is finished and compared."""
+    if finish(start_training(base / "saves", base)):
         raise SystemExit((base / "saves.log").read_text())
-    expected, counted = look(base / "saves"), Counted()
-    while counted.kills < kills and counted.lives < LIVES * kills:
-        code, folder = -1, base / f"saves-{counted.compared}"
+    expected, counts = digests_of(base / "saves"), KillCounts()
+    while counts.kills < kills and counts.runs < RUNS_PER_KILL * kills:
+        code, folder = -1, base / f"saves-{counts.compared}"
         while code != 0:
-            counted.lives += 1
-            started, kept = time.monotonic(), newest(folder)
-            pid = life(folder, base)
-            if counted.kills < kills:
-                # Not always in the first save of a life, or a training would never get on.
-                beyond = kept + chance.randint(0, 3)
+            counts.runs += 1
+            started, saved = time.monotonic(), latest_step(folder)
+            pid = start_training(folder, base)
+            if counts.kills < kills:
+                # Not always in the first save of a run, or the training would never advance.
+                after = saved + rng.randint(0, 3)
 
-                def aimed(folder: Path = folder, beyond: int = beyond) -> bool:
-                    # Until a life has restored, what is half written is of the life before.
-                    begun = restored(folder) is not None
-                    return begun and writing(folder) and newest(folder) >= beyond
+                def saving(folder: Path = folder, after: int = after) -> bool:
+                    # Until a run has restored, a partial checkpoint is the previous run's.
+                    restored = restored_step(folder) is not None
+                    return restored and is_saving(folder) and latest_step(folder) >= after
 
-                code = kill_once(pid, aimed, 0.02, chance)
-                counted.kills += code is None and writing(folder)
+                code = kill_within(pid, saving, 0.02, rng)
+                counts.kills += code is None and is_saving(folder)
             else:
                 code = finish(pid)
             if code:
-                counted.mismatches.append(f"a life ended with {code}")
-                return counted
-            if (found := restored(folder)) not in (kept, None):
-                counted.mismatches.append(f"step {kept} was there and {found} was restored")
-        counted.recoveries.append(time.monotonic() - started)
-        counted.mismatches += differing(look(folder), expected)
-        counted.compared += 1
+                counts.mismatches.append(f"a run ended with {code}")
+                return counts
+            if (restored := restored_step(folder)) not in (saved, None):
+                counts.mismatches.append(f"step {saved} was saved and {restored} was restored")
+        counts.recoveries.append(time.monotonic() - started)
+        counts.mismatches += differences(digests_of(folder), expected)
+        counts.compared += 1
         shutil.rmtree(folder)
-    return counted
+    return counts

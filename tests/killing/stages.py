@@ -1,4 +1,4 @@
-"""Kills in every stage of a run, from the phantoms to the report."""
+"""Kill each stage of a run, from the phantoms to the report."""
 
 import random
 import shutil
@@ -12,8 +12,8 @@ from experiments.run import pipeline
 from experiments.run.cli import managed_run
 from experiments.run.config import StageName, read_arguments
 from experiments.run.data import open_data
-from tests.killing.digests import look
-from tests.killing.lives import begin, finish, kill_once
+from tests.killing.digests import differences, digests_of
+from tests.killing.processes import finish, kill_within, start
 
 STAGES = ("phantoms", *get_args(StageName), "report")
 TINY = (
@@ -24,143 +24,134 @@ TINY = (
     *("--irnet.every=1", "--segmenter.width=16", "--segmenter.batch-size=8"),
     *("--segmenter.epochs=2", "--segmenter.every=3", "--rho=0.9"),
 )
-"""Each training has four checkpoints at the least."""
-LIVES = 4
-"""So many lives are tried for each kill; a stage may be over before its kill."""
+"""Settings with which every training saves at least four checkpoints."""
+RUNS_PER_KILL = 4
+"""The maximum number of runs for each kill; a stage may end before it is killed."""
 
 
 @dataclass
-class Counted:
+class KillCounts:
     """What happened to one stage."""
 
     kills: int = 0
-    lives: int = 0
+    runs: int = 0
     compared: int = 0
-    recoveries: list[float] = field(default_factory=list)
+    recoveries: list[float] = field(default_factory=list)  # seconds
     mismatches: list[str] = field(default_factory=list)
 
 
-def done(workdir: Path, stage: str) -> bool:
-    """Returns whether a stage is finished; the report is, when the last file of it is there."""
+def is_finished(workdir: Path, stage: str) -> bool:
+    """Return whether a stage has written its last file."""
     last = {"phantoms": "phantoms/phantom.json", "report": "evaluation-*/report.html"}
     return any(workdir.glob(last.get(stage, f"{stage}-*/manifest.json")))
 
 
-def undo(workdir: Path, stage: str) -> None:
-    """Deletes a stage and all that follow it; the report's stage makes the masks of maps alone."""
+def delete_from(workdir: Path, stage: str) -> None:
+    """Delete a stage and all later ones; the report's stage makes the CAMs' pseudo-masks."""
     for name in STAGES[STAGES.index(stage) :]:
-        found = ("evaluation-*/report.*", "evaluation-*/*.png", "pseudo_masks-cam-*")
-        for pattern in found if name == "report" else (name, f"{name}-*"):
+        report = ("evaluation-*/report.*", "evaluation-*/*.png", "pseudo_masks-cam-*")
+        for pattern in report if name == "report" else (name, f"{name}-*"):
             for path in workdir.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def copy_up_to(stage: str, base: Path, workdir: Path) -> None:
-    """Copies the unbroken run, without what follows a stage; the folder may be there."""
-    shutil.copytree(base / "whole", workdir, dirs_exist_ok=True)
-    for after in STAGES[STAGES.index(stage) + 1 :][:1]:
-        undo(workdir, after)
+    """Copy the uninterrupted run up to a stage; the folder may exist."""
+    shutil.copytree(base / "uninterrupted", workdir, dirs_exist_ok=True)
+    for later in STAGES[STAGES.index(stage) + 1 :][:1]:
+        delete_from(workdir, later)
 
 
-def reached(base: Path) -> dict[str, float]:
-    """Returns when the life that runs now, or ran last, came to each stage."""
-    path, moments = base / "reached", {}
+def stage_starts(base: Path) -> dict[str, float]:
+    """Return when the current or last run started each stage."""
+    path, times = base / "stage_starts", {}
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
         if line.endswith("\n"):
             stage, moment = line.split()
-            moments.setdefault(stage.partition("-")[0], float(moment))
-    return moments
+            times.setdefault(stage.partition("-")[0], float(moment))
+    return times
 
 
 def run(workdir: Path, base: Path, until: str) -> None:
-    """Runs up to a stage, and notes when it comes to each."""
+    """Run up to a stage and record the start of each."""
     arguments = [f"--workdir={workdir}", *TINY]
 
-    def come(stage: str) -> None:
-        with (base / "reached").open("a") as file:
+    def record(stage: str) -> None:
+        with (base / "stage_starts").open("a") as file:
             file.write(f"{stage} {time.monotonic()}\n")
 
-    def open_folder(workdir: Path, stage: str, *given: Any) -> Any:
-        come(stage)
-        return opened(workdir, stage, *given)
+    def recorded_open(workdir: Path, stage: str, *more: Any) -> Any:
+        record(stage)
+        return open_stage_folder(workdir, stage, *more)
 
-    def publish(run: pipeline.Run) -> None:
+    def recorded_publish(run: pipeline.Run) -> None:
         if until == "report":
-            come("report")
-            published(run)
+            record("report")
+            publish(run)
 
-    opened, pipeline.open_stage_folder = pipeline.open_stage_folder, open_folder
-    published, chexseg.publish = chexseg.publish, publish
-    come("phantoms")
+    open_stage_folder, pipeline.open_stage_folder = pipeline.open_stage_folder, recorded_open
+    publish, chexseg.publish = chexseg.publish, recorded_publish
+    record("phantoms")
     if until == "phantoms":
         with managed_run(workdir):
             open_data(read_arguments("", arguments))
     else:
-        asked = [] if until == "report" else [f"--until={until}"]
-        chexseg.main([*arguments, *asked])
+        chexseg.main([*arguments, *([] if until == "report" else [f"--until={until}"])])
 
 
-def life(workdir: Path, base: Path, until: str) -> int:
-    """Begins one life of the run; returns its process."""
-    (base / "reached").unlink(missing_ok=True)
-    said = base / f"{workdir.name}.log"
-    return begin(lambda: run(workdir, base, until), said, base / "cache")
+def start_run(workdir: Path, base: Path, until: str) -> int:
+    """Start or resume the run; return its process id."""
+    (base / "stage_starts").unlink(missing_ok=True)
+    return start(lambda: run(workdir, base, until), base / f"{workdir.name}.log", base / "cache")
 
 
-def unbroken(base: Path, until: str) -> dict[str, float]:
-    """Runs without a kill into `whole` and returns how long each stage took, seconds.
+def run_uninterrupted(base: Path, until: str) -> dict[str, float]:
+    """Run into `uninterrupted` and return the seconds of each stage.
 
-    It runs twice, as the first fills the cache of compiled functions, and compares the two.
+    It runs twice, because the first run fills the cache of compiled functions, and compares the two.
     """
-    for name in ("compiled", "whole"):
-        if finish(life(base / name, base, until)):
+    for name in ("compiled", "uninterrupted"):
+        if finish(start_run(base / name, base, until)):
             raise SystemExit((base / f"{name}.log").read_text())
     ended = time.monotonic()
-    if names := differing(look(base / "compiled"), look(base / "whole")):
-        raise SystemExit(f"two unbroken runs differ: {' '.join(names)}")
-    moments, names = reached(base), STAGES[: STAGES.index(until) + 1]
-    ends = [*(moments[name] for name in names[1:]), ended]
-    return {name: end - moments[name] for name, end in zip(names, ends, strict=True)}
+    if names := differences(digests_of(base / "compiled"), digests_of(base / "uninterrupted")):
+        raise SystemExit(f"two uninterrupted runs differ: {' '.join(names)}")
+    starts, names = stage_starts(base), STAGES[: STAGES.index(until) + 1]
+    ends = [*(starts[name] for name in names[1:]), ended]
+    return {name: end - starts[name] for name, end in zip(names, ends, strict=True)}
 
 
-def differing(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """Returns the names of what is not the same."""
-    return sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
-
-
-def torment(
-    stage: str,
-    kills: int,
-    base: Path,
-    span: float,
-    chance: random.Random,
-) -> Counted:
-    """Kills one stage so many times; whenever it is finished it is compared, and begun anew."""
-    counted, workdir = Counted(), base / f"killed-{stage}"
+def kill_stage(stage: str, kills: int, base: Path, span: float, rng: random.Random) -> KillCounts:
+    """Kill a stage `kills` times; whenever it finishes, compare it and start it again."""
+    counts, workdir = KillCounts(), base / f"killed-{stage}"
     copy_up_to(stage, base, workdir)
-    mine = ("evaluation", "pseudo_masks-cam") if stage == "report" else (stage,)
-    expected = look(workdir, mine)
-    undo(workdir, stage)
+    prefixes = ("evaluation", "pseudo_masks-cam") if stage == "report" else (stage,)
+    expected = digests_of(workdir, prefixes)
+    delete_from(workdir, stage)
 
-    def wanted() -> bool:
-        return counted.kills < kills and counted.lives < LIVES * kills
+    def kills_remain() -> bool:
+        return counts.kills < kills and counts.runs < RUNS_PER_KILL * kills
 
     while True:
-        aims = wanted()
-        counted.lives += 1
-        started, pid = time.monotonic(), life(workdir, base, stage)
-        code = kill_once(pid, lambda: stage in reached(base), span, chance) if aims else finish(pid)
+        to_kill = kills_remain()
+        counts.runs += 1
+        started, pid = time.monotonic(), start_run(workdir, base, stage)
+        code = (
+            kill_within(pid, lambda: stage in stage_starts(base), span, rng)
+            if to_kill
+            else finish(pid)
+        )
         if code is None:
-            counted.kills += not done(workdir, stage)
+            counts.kills += not is_finished(workdir, stage)
             continue
-        counted.recoveries.append(time.monotonic() - started)
-        counted.mismatches += [f"a life ended with {code}"] if code else []
-        counted.mismatches += differing(look(workdir, mine), expected)
-        counted.compared += 1
-        if counted.mismatches:
-            return counted  # and the folder stays, to be looked at
-        if not wanted():
+        counts.recoveries.append(time.monotonic() - started)
+        counts.mismatches += [f"a run ended with {code}"] if code else []
+        counts.mismatches += differences(digests_of(workdir, prefixes), expected)
+        counts.compared += 1
+        if counts.mismatches:
+            return counts  # the folder stays for inspection
+        if not kills_remain():
             break
-        undo(workdir, stage)
+        delete_from(workdir, stage)
     shutil.rmtree(workdir)
-    return counted
+    return counts
