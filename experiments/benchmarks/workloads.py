@@ -222,23 +222,28 @@ def seeds_workloads(scale: Scale) -> Iterator[Workload]:
 
 
 def irnet_workloads(scale: Scale) -> Iterator[Workload]:
-    """Yield IRNet's training step on the release's backbone and on the classifier."""
+    """Yield IRNet's training step on the classifier, and on the release's backbone as there.
+
+    The release trains the displacement head too, and so does the PyTorch counterpart.
+    """
     images, size, radius = scale.batches["irnet"], scale.irnet_size, scale.radius
-    config = irnet_stage.IrnetConfig(radius=radius)
+    optimizer = irnet_stage.optimizer(irnet_stage.IrnetConfig(), 1000)
     foreground = disc_masks(images, size // 4).astype(np.int8)
     ignored = np.random.default_rng(3).random(foreground.shape) < 0.2
     seeds = np.where(ignored, np.int8(-1), foreground)
     for network, stride in {scale.irnet: 16, scale.classifier: 32}.items():
         key = jax.random.key(0)
         backbone = build_backbone(network, 14, key, output_stride=stride, dilated=False)
-        title = f"IRNet training on {network_name(network)}, radius {radius}, {size} px"
+        as_released = network == scale.irnet
+        heads = "IRNet with displacements" if as_released else "IRNet"
+        title = f"{heads} training on {network_name(network)}, radius {radius}, {size} px"
         yield training_step(
-            Case("irnet", title, images, size, radius, has_peer=network == scale.irnet),
+            Case("irnet", title, images, size, radius, has_peer=as_released),
             IRNet(backbone, rngs=nnx.Rngs(0), dtype=compute_dtype()),
-            irnet_stage.objective(radius, IMAGENET),
-            irnet_stage.optimizer(config, 1000),
+            irnet_stage.objective(radius, IMAGENET, displacement=as_released),
+            optimizer,
             {"images": random_images(images, size), "seeds": seeds},
-            irnet_stage.HEADS,
+            irnet_stage.HEADS if as_released else irnet_stage.BOUNDARY_HEAD,
         )
 
 
