@@ -18,6 +18,7 @@ from PIL import Image
 
 from chexseg_jax.masks import unpack_plane
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.photometry import Photometry, adjust
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ def resize_mask(
     return resize(levels, height, width) >= 128
 
 
-def letterbox(image: UInt8[np.ndarray, "h w 1"], size: int) -> UInt8[np.ndarray, "s s 1"]:
-    """Scale an image to fit a square of `size` pixels, centred and padded with black."""
+def letterbox(
+    image: UInt8[np.ndarray, "h w 1"], size: int, photometry: Photometry = "as-is"
+) -> UInt8[np.ndarray, "s s 1"]:
+    """Scale an image to fit a square of `size` pixels, adjusted, centred and padded with black."""
     height, width = image.shape[:2]
     result = np.zeros((size, size, 1), np.uint8)
     content = resize(image[..., 0], *content_size(height, width, size))
-    result[content_slices(height, width, size)] = content[..., None]
+    result[content_slices(height, width, size)] = adjust(content, photometry)[..., None]
     return result
 
 

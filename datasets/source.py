@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from chexseg_jax.pathologies import OBSERVATIONS
+from chexseg_jax.photometry import Photometry
 from datasets.chexlocalize import Chexlocalize
 from datasets.chexpert import ChexpertWeak
 from datasets.chexpert.csv_table import PROJECTIONS, SEXES, VIEWS
@@ -23,9 +24,19 @@ BUILDERS: Final = {"chexpert": ChexpertWeak, "chexlocalize": Chexlocalize}
 class PreparedSource:
     """The examples of one split by index; picklable, and safe to read from threads."""
 
-    def __init__(self, folder: Path, split: str, fingerprint: str, image_ids: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        fingerprint: str,
+        image_ids: list[str],
+        photometry: Photometry = "as-is",
+    ) -> None:
         """Open the records; call `open_source` rather than this."""
         self.fingerprint, self.image_ids = fingerprint, image_ids
+        self._photometry: Photometry = photometry
+        if photometry != "as-is":
+            self.fingerprint += f"+{photometry}"
         # Pillow decodes: TFDS would use OpenCV where it is installed, and pixels would differ.
         skip = {"image": tfds.decode.SkipDecoding()}
         self._folder = folder
@@ -57,6 +68,7 @@ class PreparedSource:
         example: dict[str, Any] = {
             "image_id": record["image_id"].decode(),
             "image": image,
+            "photometry": self._photometry,
             "labels": np.array([record["labels"][name] for name in OBSERVATIONS], np.int8),
             "view": VIEWS[record["view"]],
             "sex": SEXES[record["sex"]],
@@ -88,8 +100,12 @@ def available(data_dir: Path) -> dict[str, list[str]]:
     }
 
 
-def open_source(data_dir: Path, name: str, split: str) -> PreparedSource:
+def open_source(
+    data_dir: Path, name: str, split: str, photometry: Photometry = "as-is"
+) -> PreparedSource:
     """Open one split of a data set, `chexpert` or `chexlocalize`.
+
+    Images are returned as stored; a `photometry` is named in every example and in the fingerprint.
 
     Raises:
         DataError: the data set has not been prepared, or has no such split.
@@ -108,5 +124,5 @@ def open_source(data_dir: Path, name: str, split: str) -> PreparedSource:
             f"`python -m datasets {name} --raw DIR --data-dir {data_dir}`"
         )
     return PreparedSource(
-        folder, split, manifest[split]["fingerprint"], manifest[split]["image_ids"]
+        folder, split, manifest[split]["fingerprint"], manifest[split]["image_ids"], photometry
     )

@@ -16,6 +16,7 @@ from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.resnet import ResNet
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.photometry import TABLES, Photometry
 from chexseg_jax.runtime.cpu import compute_dtype
 
 NormalizationName = Literal["imagenet", "chexpert", "xrv"]
@@ -102,6 +103,8 @@ class NetworkSpec:
     """Whether a ResNet of output stride 16 dilates its last stage; IRNet's own backbone does not."""
     decoder: DecoderSpec | None = None
     """Of a segmenter."""
+    photometry: Photometry = "as-is"
+    """What was done to the grey levels of the images that it was trained on."""
 
     def build(self, seed: int = 0, backbone: Any | None = None) -> Any:
         """Build the network with fresh weights, on a trained backbone if one is given.
@@ -140,8 +143,12 @@ class NetworkSpec:
 
         Raises:
             KeyError, TypeError, AttributeError: a key is missing or of another kind.
+            ValueError: the photometry is unknown.
         """
+        content = {"photometry": "as-is", **content}  # older ones do not say it
         values = {name: content[name] for name in cls.__dataclass_fields__}
+        if values["photometry"] not in TABLES:
+            raise ValueError(f"photometry {values['photometry']!r:.80} is unknown to this version")
         backbone, decoder = dict(values["backbone"]), values["decoder"]
         statistics = {name: tuple(v) for name, v in values["normalization"].items()}
         if decoder is not None:

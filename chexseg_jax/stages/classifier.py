@@ -18,6 +18,7 @@ from chexseg_jax.inference.apply import Logits, jit_inference
 from chexseg_jax.losses import Policy, classification_loss, policies_of
 from chexseg_jax.models.spec import NORMALIZATIONS, BackboneSpec, NetworkSpec, NormalizationName
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS
+from chexseg_jax.photometry import Photometry
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import StageFolder
 from chexseg_jax.training.checkpoints import restore
@@ -54,7 +55,7 @@ class ClassifierConfig:
     every: int = 300  # steps between validations: the paper's 4,800 images
     augment: float = 0.0
 
-    def network_spec(self, image_size: int) -> NetworkSpec:
+    def network_spec(self, image_size: int, photometry: Photometry = "as-is") -> NetworkSpec:
         """Return the specification of the classifier that these settings train."""
         classes = 3 if "3-class" in policies_of(self.policy) else 1
         return NetworkSpec(
@@ -64,6 +65,7 @@ class ClassifierConfig:
             output_stride=self.output_stride,
             image_size=image_size,
             normalization=NORMALIZATIONS[self.normalization],
+            photometry=photometry,
         )
 
     def for_teacher(self) -> "ClassifierConfig":
@@ -117,6 +119,7 @@ def run(
     seed: int,
     folder: StageFolder,
     teacher: Path | None = None,
+    photometry: Photometry = "as-is",
 ) -> None:
     """Train the classifier; keep the best by mean AUROC of the competition's observations.
 
@@ -129,8 +132,9 @@ def run(
         folder: where checkpoints, metrics and the manifest go.
         teacher: the folder of a classifier trained with uncertain labels ignored, whose predictions
             replace them where the policy is `self-trained`.
+        photometry: of the sources, recorded with the network.
     """
-    spec = config.network_spec(image_size)
+    spec = config.network_spec(image_size, photometry)
     model = spec.build(seed)
     if config.init:
         start_from(config.init, model, spec.normalization, head=config.init_head)

@@ -35,7 +35,7 @@ from chexseg_jax.evaluation.scoring import (
     write_csvs,
 )
 from chexseg_jax.evaluation.thresholds import Gates, best_gates, choose_thresholds
-from chexseg_jax.images import Normalization, letterbox, letterbox_masks
+from chexseg_jax.images import Normalization, letterbox_masks
 from chexseg_jax.inference.apply import (
     Cams,
     MaskProbabilities,
@@ -54,7 +54,14 @@ from chexseg_jax.runtime.stage_folder import (
     write_json,
     write_records,
 )
-from chexseg_jax.training.data import Example, Source, Subset, letterboxed, ordered_batches
+from chexseg_jax.training.data import (
+    Example,
+    Source,
+    Subset,
+    letterboxed,
+    network_input,
+    ordered_batches,
+)
 
 VERSION = 3
 
@@ -259,7 +266,7 @@ def _example(
     batch_size: int,
 ) -> dict[str, np.ndarray]:
     """Return one image for the report: bitmasks in the letterbox, and the IoUs."""
-    image = letterbox(example["image"], size)
+    image = network_input(example, size)
     images = np.repeat(image[None], batch_size, 0)
     layers = {name: pack(methods[name](images)[0] > thresholds[name]) for name in ("run", "cam")}
     targets = letterbox_masks(example["masks"], size)

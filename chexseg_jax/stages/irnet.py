@@ -16,11 +16,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from chexseg_jax.images import Normalization, letterbox
+from chexseg_jax.images import Normalization
 from chexseg_jax.models.spec import NORMALIZATIONS, RESNET50, NetworkSpec, NormalizationName
 from chexseg_jax.pseudolabels.affinity import pair_losses
 from chexseg_jax.runtime.stage_folder import RecordReader, StageFolder
-from chexseg_jax.training.data import BatchError, Example, Mapped, Source, shuffled_repeated
+from chexseg_jax.training.data import (
+    BatchError,
+    Example,
+    Mapped,
+    Source,
+    network_input,
+    shuffled_repeated,
+)
 from chexseg_jax.training.loop import fit, poly
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
@@ -64,6 +71,7 @@ class IrnetConfig:
             image_size=classifier.image_size,
             normalization=NORMALIZATIONS[self.normalization],
             dilated=False,
+            photometry=classifier.photometry,
         )
 
 
@@ -140,7 +148,7 @@ def run(
         source = images[int(record["index"])]
         return {
             "image_id": source["image_id"],
-            "images": letterbox(source["image"], spec.image_size),
+            "images": network_input(source, spec.image_size),
             "seeds": record["seeds"],
         }
 

@@ -35,7 +35,10 @@ class BatchError(ValueError):
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by index: `image_id`, `image` uint8 (h, w, 1), `labels` int8 (14,), optional `masks`."""
+    """Examples by index: `image_id`, `image` uint8 (h, w, 1), `labels` int8 (14,), optional `masks`.
+
+    Images are as they were stored; `photometry`, if given, is what a network's input gets of them.
+    """
 
     fingerprint: str
 
@@ -99,6 +102,11 @@ def sample_indices(total: int, count: int | None, seed: int) -> Sequence[int]:
     return sorted(generator.choice(total, count, replace=False).tolist())
 
 
+def network_input(example: Example, size: int) -> UInt8[np.ndarray, "s s 1"]:
+    """Letterbox an example's image as every network sees it: adjusted by its `photometry`."""
+    return letterbox(example["image"], size, example.get("photometry", "as-is"))
+
+
 def letterboxed(source: Source, size: int, *, cache: int = 0) -> Mapped:
     """Letterbox the images of a source, and its masks if it has them; cache as `Mapped` does."""
 
@@ -106,7 +114,7 @@ def letterboxed(source: Source, size: int, *, cache: int = 0) -> Mapped:
         result: Example = {
             "image_id": example["image_id"],
             "sizes": np.array(example["image"].shape[:2], np.int32),
-            "images": letterbox(example["image"], size),
+            "images": network_input(example, size),
             "labels": example["labels"],
         }
         if "masks" in example:

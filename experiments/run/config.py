@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import tyro
 
 from chexseg_jax.models.spec import RESNET18, RESNET50, BackboneSpec
+from chexseg_jax.photometry import Photometry
 from chexseg_jax.stages.cams import CamsConfig
 from chexseg_jax.stages.classifier import ClassifierConfig
 from chexseg_jax.stages.evaluation import EvaluationConfig
@@ -54,6 +55,9 @@ class Config:
     """The same for the segmenter alone, and its choice of pseudo-masks; `--seed` if not given."""
     image_size: int = 320
     """Side of the letterbox that every network sees, pixels; a multiple of 32."""
+    photometry: Photometry = "as-is"
+    """What is done to the grey levels of every image: nothing, histogram equalisation, or a stretch of
+    the 1st to the 99th percentile."""
     pseudo: Literal["irnet", "cam"] = "irnet"
     """Pseudo-masks from IRNet's random walk, or from the class activation maps alone."""
     weak: int | None = None

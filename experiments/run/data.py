@@ -43,13 +43,17 @@ def open_data(config: Config) -> Data:
                 data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
             )
         wait_for_all("phantoms")
-    train = open_source(data_dir, "chexpert", "train")
+    train = open_source(data_dir, "chexpert", "train", config.photometry)
     hidden = "hidden" in available(data_dir).get("chexlocalize", [])
+
+    def masked(split: str) -> PreparedSource:
+        return open_source(data_dir, "chexlocalize", split, config.photometry)
+
     return Data(
         train=Subset(train, sample_indices(len(train), config.weak, config.seed)),
-        valid=open_source(data_dir, "chexpert", "valid"),
-        expert_train=open_source(data_dir, "chexlocalize", "expert_train"),
-        expert_val=open_source(data_dir, "chexlocalize", "expert_val"),
-        test=open_source(data_dir, "chexlocalize", "test"),
-        hidden=open_source(data_dir, "chexlocalize", "hidden") if hidden else None,
+        valid=open_source(data_dir, "chexpert", "valid", config.photometry),
+        expert_train=masked("expert_train"),
+        expert_val=masked("expert_val"),
+        test=masked("test"),
+        hidden=masked("hidden") if hidden else None,
     )

@@ -122,6 +122,7 @@ def make_classifier(run: Run, settings: ClassifierConfig, name: str) -> StageFol
             seed=config.seed,
             folder=folder,
             teacher=teacher.path if teacher else None,
+            photometry=config.photometry,
         ),
         name,
     )
@@ -165,7 +166,8 @@ def make_seeds(run: Run, cams: StageFolder) -> StageFolder:
 def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFolder:
     """Train IRNet on seeds."""
     config, init = run.config, run.config.irnet.init
-    spec = config.irnet.network_spec(config.classifier.network_spec(config.image_size))
+    classifier_spec = config.classifier.network_spec(config.image_size, config.photometry)
+    spec = config.irnet.network_spec(classifier_spec)
     return run.stage(
         irnet_stage,
         {**asdict(config.irnet), "network": asdict(spec), "seed": config.seed},
@@ -222,7 +224,8 @@ def make_encoder(run: Run, classifier: StageFolder) -> Encoder:
     """Return the segmenter's encoder, trained as a classifier first if it is not the run's own."""
     config, start = run.config, run.config.encoder_start
     settings = config.encoder_classifier
-    spec = NetworkSpec(**{**vars(settings.network_spec(config.image_size)), "output_stride": 16})
+    spec = settings.network_spec(config.image_size, config.photometry)
+    spec = NetworkSpec(**{**vars(spec), "output_stride": 16})
     if start == "classifier":
         if config.encoder != "classifier":
             classifier = make_classifier(run, settings, f"classifier-{config.encoder}")
