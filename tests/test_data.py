@@ -234,3 +234,29 @@ def test_exposure_is_a_shift_and_a_gain_of_grey_levels():
     expected = np.where(image > 0, np.clip(levels, 0, 255), 0)
     assert np.abs(moved - expected).max() <= 1
     assert moved.min() == 0 and moved[0, 0, 0] == 0
+
+
+def test_exposure_and_geometry_have_strengths_of_their_own():
+    image = np.zeros((32, 32, 1), np.uint8)
+    image[8:24, 6:20] = 100
+    moved = augment({"images": image}, np.random.default_rng(0), strength=0.4, exposure=0)["images"]
+    assert (moved != image).any() and moved.max() == 100  # moved, in the same grey
+    exposed = augment({"images": image}, np.random.default_rng(0), strength=0, exposure=0.4)
+    assert np.unique(exposed["images"]).size == 2 and exposed["images"].max() != 100
+    np.testing.assert_array_equal(exposed["images"] > 0, image > 0)
+
+
+def test_a_random_gamma_lies_between_its_bounds():
+    image = np.array([[[0], [64], [255]]], np.uint8)
+    levels = [
+        augment({"images": image}, np.random.default_rng(seed), strength=0, gamma=1)["images"][
+            0, 1, 0
+        ]
+        for seed in range(300)
+    ]
+    darkest, brightest = 255 * (64 / 255) ** 2, 255 * (64 / 255) ** 0.5
+    assert darkest - 1 <= min(levels) < darkest + 3 and brightest - 3 < max(levels) <= brightest
+    assert np.median(levels) == pytest.approx(64, abs=12)  # as often brighter as darker
+    dataset = shuffled_repeated(letterboxed(Numbers(100), 16), 0, gamma=1.0)
+    plain = shuffled_repeated(letterboxed(Numbers(100), 16), 0)
+    assert any((dataset[i]["images"] != plain[i]["images"]).any() for i in range(5))

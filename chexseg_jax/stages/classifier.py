@@ -53,7 +53,10 @@ class ClassifierConfig:
     batch_size: int = 16
     epochs: float = 3.0
     every: int = 300  # steps between validations: the paper's 4,800 images
-    augment: float = 0.0
+    augment: float = 0.0  # zoom within this share, shift within half of it
+    exposure: float | None = None
+    """Random contrast within this share and brightness within half of it; `augment` if not given."""
+    gamma: float = 0.0  # random exponent of grey levels, from 2^-gamma to 2^gamma
 
     def network_spec(self, image_size: int, photometry: Photometry = "as-is") -> NetworkSpec:
         """Return the specification of the classifier that these settings train."""
@@ -152,7 +155,13 @@ def run(
     steps = max(1, round(config.epochs * len(train) / config.batch_size))
     best = fit(
         model,
-        shuffled_repeated(letterboxed(train, image_size), seed, strength=config.augment),
+        shuffled_repeated(
+            letterboxed(train, image_size),
+            seed,
+            strength=config.augment,
+            exposure=config.exposure,
+            gamma=config.gamma,
+        ),
         objective(config, teacher_graph),
         optax.adam(config.learning_rate),
         folder=folder.path,

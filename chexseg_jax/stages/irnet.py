@@ -32,7 +32,7 @@ from chexseg_jax.training.loop import fit, poly
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
-VERSION = 1
+VERSION = 2
 HEADS = nnx.All(nnx.Param, nnx.PathContains("heads"))
 BOUNDARY_HEAD = nnx.All(nnx.Param, nnx.Any(nnx.PathContains("edges"), nnx.PathContains("edge")))
 """The trained variables, with the displacement head and without."""
@@ -52,6 +52,7 @@ class IrnetConfig:
     epochs: float = 3.0
     every: int = 1000  # steps between checkpoints
     augment: float = 0.5
+    """Of zoom and shift; the exposure stays, because the frozen backbone has not learned another."""
     init: Path | None = None
     """A PyTorch file of a ResNet-50, the frozen backbone in place of the classifier."""
     init_whole: bool = False
@@ -159,7 +160,7 @@ def run(
     steps = max(1, round(config.epochs * len(seeds) / config.batch_size))
     best = fit(
         model,
-        shuffled_repeated(Mapped(seeds, example), seed, strength=config.augment),
+        shuffled_repeated(Mapped(seeds, example), seed, strength=config.augment, exposure=0),
         objective(config.radius, spec.normalization, displacement=config.displacement),
         optimizer(config, steps),
         folder=folder.path,

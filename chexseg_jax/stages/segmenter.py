@@ -58,7 +58,10 @@ class SegmenterConfig:
     batch_size: int = 8
     epochs: float = 20.0  # of expert and pseudo-masks together
     every: int = 200  # steps between validations
-    augment: float = 0.0
+    augment: float = 0.0  # zoom within this share, shift within half of it
+    exposure: float | None = None
+    """Random contrast within this share and brightness within half of it; `augment` if not given."""
+    gamma: float = 0.0  # random exponent of grey levels, from 2^-gamma to 2^gamma
     maps: int | None = None
     """How many pseudo-masks to use, sampled by the seed; all of them if not given."""
 
@@ -143,7 +146,9 @@ def run(
     def dataset(source: Source | None, seed: int) -> grain.MapDataset | None:
         if source is None:
             return None
-        return shuffled_repeated(source, seed, strength=config.augment)
+        return shuffled_repeated(
+            source, seed, strength=config.augment, exposure=config.exposure, gamma=config.gamma
+        )
 
     best = fit(
         model,

@@ -124,19 +124,36 @@ def letterboxed(source: Source, size: int, *, cache: int = 0) -> Mapped:
     return Mapped(source, transform, cache=cache)
 
 
-def augment(example: Example, generator: np.random.Generator, *, strength: float) -> Example:
+def augment(
+    example: Example,
+    generator: np.random.Generator,
+    *,
+    strength: float,
+    exposure: float | None = None,
+    gamma: float = 0.0,
+) -> Example:
     """Zoom, shift and re-expose an example at random, and its masks and seeds with it.
 
-    Never mirrored: the heart is on the left. At strength 0.1 the zoom is within 10 %, the shift within
-    5 % of the image side, and brightness and contrast within 10 %.
+    Never mirrored: the heart is on the left.
+
+    Args:
+        example: its images are letterboxed; masks and seeds are optional.
+        generator: of the random numbers.
+        strength: at 0.1 the zoom is within 10 % and the shift within 5 % of the image side.
+        exposure: at 0.1 contrast is within 10 % and brightness within 5 % of white; `strength` for None.
+        gamma: the exponent of the grey levels lies between 2^-gamma and 2^gamma.
     """
+    exposure = strength if exposure is None else exposure
     size = example["images"].shape[0]
     zoom = 1 + strength * generator.uniform(-1, 1)
     dy, dx = strength / 2 * size * generator.uniform(-1, 1, 2)
-    gain, bias = 1 + strength * generator.uniform(-1, 1), 255 * strength * generator.uniform(-1, 1)
+    gain, bias = 1 + exposure * generator.uniform(-1, 1), 255 * exposure * generator.uniform(-1, 1)
     result = dict(example)
     pixels = _zoom_and_shift(example["images"], zoom, dy, dx, Image.Resampling.BILINEAR)
-    levels = (np.arange(256, dtype=np.float32) - 128) * gain + 128 + bias / 2
+    levels = np.arange(256, dtype=np.float32)
+    if gamma:
+        levels = 255 * (levels / 255) ** 2 ** (gamma * generator.uniform(-1, 1))
+    levels = (levels - 128) * gain + 128 + bias / 2
     levels[0] = 0  # padding stays black
     result["images"] = np.clip(levels, 0, 255).astype(np.uint8)[pixels]
     if "masks" in example:
@@ -215,16 +232,23 @@ def mix(
     return grain.MapDataset.select_from_datasets([pseudo, expert], _MixSelection(rho, seed))
 
 
-def shuffled_repeated(source: Source, seed: int, *, strength: float = 0.0) -> grain.MapDataset:
+def shuffled_repeated(
+    source: Source,
+    seed: int,
+    *,
+    strength: float = 0.0,
+    exposure: float | None = None,
+    gamma: float = 0.0,
+) -> grain.MapDataset:
     """Repeat a source without end, reshuffled every epoch and augmented; the same in every process."""
     if not len(source):
         raise BatchError(f"{source.fingerprint} holds no examples to train on")
     dataset = grain.MapDataset.source(source)[:].seed(seed).shuffle().repeat()
-    if not strength:
+    if not (strength or exposure or gamma):
         return dataset
 
     def transform(example: Example, generator: np.random.Generator) -> Example:
-        return augment(example, generator, strength=strength)
+        return augment(example, generator, strength=strength, exposure=exposure, gamma=gamma)
 
     return dataset.random_map(transform)
 
