@@ -1,9 +1,9 @@
 """Mean IoU against rho: `python -m experiments.sweep --rhos 0 .2 .4 .6 .8 .9 1 --seeds 17 18 19`.
 
 Takes every flag of `experiments.chexseg`, but goes through the rhos given. `--seeds` are the
-segmenter's: the stages before it are made once, with `--seed`. The band is Student's 95 % interval over
-seeds. Beside it is the paper's own curve, on CheXlocalize. Writes `sweep.csv`, `sweep.json` and
-`sweep.png` to `<workdir>/sweep`.
+segmenter's: the stages before it are made once, with `--seed`. The band is the 95 % interval over seeds
+and images, as in `experiments.table`. Beside it is the paper's own curve, on CheXlocalize. Writes
+`sweep.csv`, `sweep.json` and `sweep.png` to `<workdir>/sweep`.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from experiments.comparison.output import (
     write_rows,
 )
 from experiments.report.plots import QUIET, save_figure, style_axes
-from experiments.report.tables import format_score, is_number
+from experiments.report.tables import format_interval, format_score, interval_name
 from experiments.run.config import Config, read_flags
 
 Kind = Literal["irnet", "cam"]
@@ -96,7 +96,7 @@ def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> No
     for kind in dict.fromkeys(kind for kind, _ in points):
         mine = {rho: row for (other, rho), row in points.items() if other == kind}
         rhos, colour = np.array(list(mine)), COLOURS[kind]
-        lower, upper = np.array([row.seeds for row in mine.values()]).T
+        lower, upper = np.array([[row.mean.lower, row.mean.upper] for row in mine.values()]).T
         axes.fill_between(rhos, lower, upper, color=colour, alpha=0.15, linewidth=0)
         means = [row.mean.mean for row in mine.values()]
         axes.plot(rhos, means, "o-", color=colour, linewidth=1.8, label=f"here, {NAMES[kind]}")
@@ -108,24 +108,25 @@ def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> No
             label=f"the paper's, {NAMES[kind]}, on CheXlocalize",
         )  # fmt: skip
     axes.set_xlabel("ρ: probability that a sample is an expert's", fontsize=9, color=QUIET)
-    axes.set_ylabel("mean pooled IoU (band: 95 % over seeds)", fontsize=9, color=QUIET)
+    axes.set_ylabel("mean pooled IoU (band: 95 %, seeds and images)", fontsize=9, color=QUIET)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9)
     axes.set_title(title, fontsize=11, loc="left")
     save_figure(path, figure)
 
 
-def text(points: Mapping[tuple[Kind, float], Row], reference: str) -> str:
+def text(
+    points: Mapping[tuple[Kind, float], Row], reference: str, sampled: Mapping[str, int], seeds: int
+) -> str:
     """Format the curve for the terminal."""
-    lines = [f" {'':<18}  mean   [over seeds]      paper   {reference} − this [paired]"]
+    lines = [f" {'':<18}  mean   [95 %]            paper   {reference} − this [paired, 95 %]"]
     for (kind, rho), row in points.items():
-        lower, upper = row.seeds
-        band = f"[{format_score(lower)}, {format_score(upper)}]" if is_number(lower) else ""
+        band = format_interval(asdict(row.mean))
         paper = format_score(PAPER[kind].get(rho))
         name = f"rho {rho:g} ({NAMES[kind]})"
         mean = format_score(row.mean.mean)
         lines.append(f" {name:<18}  {mean}  {band:<16}  {paper:<6}  {signed(row.difference)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f" [ ]: {interval_name(sampled, seeds)}"])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,8 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
         for (kind, rho), row in points.items()
     ]
     write_json(folder / "sweep.json", content)
-    plot(folder / "sweep.png", points, plot_title(config.run, result.images, config.seeds))
-    print(text(points, next(iter(arms.values())).reference))
+    plot(folder / "sweep.png", points, plot_title(config.run, result.sampled, config.seeds))
+    reference = next(iter(arms.values())).reference
+    print(text(points, reference, result.sampled, len(config.seeds)))
     print(f"Sweep: {folder / 'sweep'}.csv, .json, .png")
     print(cost(result.stages))
 

@@ -4,12 +4,13 @@
     python -m experiments.table --inits random imagenet=resnet18.pth chexpert --encoder resnet18
 
 Takes every flag of `experiments.chexseg`; `--rho` is CheXseg's. `--seeds` are the segmenter's: the
-stages before it are made once, with `--seed`. Intervals over seeds are Student's; those over images are
-of 1,000 bootstrap resamples, the same ones on both sides of a difference. Writes `table.csv`,
-`table.json` and `table.png` (`inits.*` with `--inits`) to `<workdir>/table`.
+stages before it are made once, with `--seed`. Intervals are over seeds and images together: of 1,000
+resamples of the seeds, and in each of the test set's patients, the same ones on both sides of a
+difference. Writes `table.csv`, `table.json` and `table.png` (`inits.*` with `--inits`) to
+`<workdir>/table`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +39,7 @@ from experiments.comparison.output import (
     write_rows,
 )
 from experiments.report.plots import COLORS, QUIET, save_figure, style_axes
-from experiments.report.tables import format_interval, format_score
+from experiments.report.tables import format_interval, format_score, interval_name
 from experiments.run.config import Config, read_flags
 
 
@@ -102,15 +103,14 @@ def arms_of(config: TableConfig) -> list[Arm]:
     ]
 
 
-def text(rows: Sequence[Row]) -> str:
+def text(rows: Sequence[Row], sampled: Mapping[str, int], seeds: int) -> str:
     """Format the table for the terminal: the means, then IoU by pathology."""
     wide = max(len(row.name) for row in rows)
-    head = f" {'Mean pooled IoU':<{wide}}  {'[95 % over images]':<22}  {'[over seeds]':<15}"
-    lines = [f"{head}  reference − this [paired]"]
+    lines = [f" {'Mean pooled IoU':<{wide}}  {'[95 %]':<20}  {'reference − this [paired, 95 %]'}"]
     for row in rows:
         mean = f"{format_score(row.mean.mean)} {format_interval(asdict(row.mean))}"
-        over = format_interval({"lower": row.seeds[0], "upper": row.seeds[1]})
-        lines.append(f" {row.name:<{wide}}  {mean:<22}  {over:<15}  {signed(row.difference)}")
+        lines.append(f" {row.name:<{wide}}  {mean:<20}  {signed(row.difference)}")
+    lines.append(f" [ ]: {interval_name(sampled, seeds)}; without training, over images alone")
     rule = "─" * max(map(len, lines))
     lines = [rule, lines[0], rule, *lines[1:], rule]
     lines.append(f" {'IoU':<{wide}}" + "".join(f"{name[:6]:>8}" for name in PATHOLOGIES))
@@ -140,8 +140,11 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
             right.plot([less.lower, less.upper], [place] * 2, "|-", color="black", linewidth=1.2)
             right.plot([less.mean], [place], "o", color=COLORS["run"], markersize=6)
     for axes, label in (
-        (left, "mean pooled IoU\nbar: over seeds · circles: each seed · line: 95 % over images"),
-        (right, "reference less this, same images\nline: 95 %, paired bootstrap"),
+        (
+            left,
+            "mean pooled IoU\nbar: all seeds · circles: each seed · line: 95 %, seeds and images",
+        ),
+        (right, "reference less this, same seeds and images\nline: 95 %, paired"),
     ):
         style_axes(axes)
         axes.grid(axis="x", color="#E4E6E9", linewidth=0.7)
@@ -164,7 +167,7 @@ def write(folder: Path, name: str, result: Comparison, config: TableConfig) -> N
     content = comparison_json(run, result, config.seeds)
     content |= {"weak_maps": config.weak_maps, "rows": [asdict(row) for row in rows]}
     write_json(folder / f"{name}.json", content)
-    plot(folder / f"{name}.png", rows, plot_title(run, result.images, config.seeds))
+    plot(folder / f"{name}.png", rows, plot_title(run, result.sampled, config.seeds))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -176,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = output_folder(config.out, config.run.workdir, "table")
     name = "inits" if config.inits else "table"
     write(folder, name, result, config)
-    print(text(result.rows))
+    print(text(result.rows, result.sampled, len(config.seeds)))
     print(f"Table: {folder / name}.csv, .json, .png")
     print(cost(result.stages))
 

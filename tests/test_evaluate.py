@@ -17,6 +17,7 @@ from chexseg_jax.evaluation.metrics import (
     bootstrap_means,
     bootstrap_pooled,
     nan_mean,
+    resample,
 )
 from chexseg_jax.images import letterbox_masks
 from chexseg_jax.masks import area, contains, decode_rle, encode_rle, pack, runs_of, shared_area
@@ -235,19 +236,19 @@ def counts(intersection: list[int], predicted: list[int], targets: list[int]) ->
 
 def test_bootstrap_pooled_sums_before_it_divides():
     some = counts([1, 2, 0], [2, 5, 0], [3, 2, 4])
-    found = bootstrap_pooled(some, replicates=10)[:, 0]
+    found = bootstrap_pooled(some, resample(["a", "b", "c"], replicates=10))[:, 0]
     for value, images in zip(found, bootstrap_indices(3, replicates=10), strict=True):
         pooled = some[images].pooled()
         union = pooled.predicted_area[0, 0] + pooled.target_area[0] - pooled.intersection[0, 0]
         assert value == pooled.intersection[0, 0] / union
-    assert np.isnan(bootstrap_pooled(some, replicates=2)[:, 1:]).all()
+    assert np.isnan(bootstrap_pooled(some, np.ones((2, 3), int))[:, 1:]).all()
 
 
 def test_gap_has_no_share_where_the_reader_is_behind():
     good, bad = counts([4, 4], [4, 4], [4, 4]), counts([1, 1], [4, 4], [4, 4])
-    found = gap(good, good, bad, seed=0)
+    found = gap(good, good, bad, ["a", "b"], seed=0)
     assert np.isnan(found.share) and found.human < found.baseline == 1.0
-    assert gap(good, bad, good, seed=0).share == 1.0
+    assert gap(good, bad, good, ["a", "b"], seed=0).share == 1.0
 
 
 def test_decrease_from_nothing_is_infinite():

@@ -17,7 +17,7 @@ from chexseg_jax.evaluation.metrics import (
     stack,
     threshold_bins,
 )
-from chexseg_jax.evaluation.thresholds import best_thresholds
+from chexseg_jax.evaluation.thresholds import best_ious, best_thresholds, choose_thresholds
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -55,6 +55,21 @@ def test_best_threshold_by_hand_and_none_without_a_truth():
     found = best_thresholds(count(threshold_bins(chances), masks))
     assert found[0] == pytest.approx(0.6)
     assert np.isnan(found[1])
+
+
+def test_what_no_threshold_finds_has_none_and_is_never_drawn():
+    # Its probability exceeds 0 everywhere and 0.05 only away from the truth: at 0 the IoU would be 1/4.
+    chances = np.full((2, 2, 1), 0.01, np.float32)
+    chances[0, 0] = 0.9
+    masks = np.zeros((2, 2, 1), bool)
+    masks[1, 1] = True
+    missed = count(threshold_bins(chances), masks)
+    assert missed.iou()[0, 0] == 1 / 4
+    assert np.isnan(best_thresholds(missed)).all() and best_ious(missed).tolist() == [0]
+    chosen = choose_thresholds([missed, missed])
+    assert np.isnan(chosen).all() and not (chances > chosen).any()
+    found = count(threshold_bins(chances), masks[::-1, ::-1])
+    assert choose_thresholds([missed, found]).tolist() == [0.05]
 
 
 @pytest.mark.parametrize(

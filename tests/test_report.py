@@ -61,6 +61,7 @@ def report():
         "mean": {source: entry(value) for source, value in sources.items()},
         "n": {name: 1000 + k for k, name in enumerate(PATHOLOGIES)},
         "thresholds": dict.fromkeys(PATHOLOGIES, 0.35),
+        "sampled": {"images": 2000, "patients": 1800},
         "stages": [{"name": "segmenter", "seconds": 12.3, "reused": False, "folder": "segmenter-1"}],
     }  # fmt: skip
 
@@ -217,7 +218,7 @@ def test_a_report_without_numbers_shows_dashes(tmp_path):
     content["mean"]["run"]["iou"] = float("nan")
     page = page_of(tmp_path, content)
     rows = [[text.strip() for text in row] for row in Reader(page).rows]
-    assert ["Edema", "1,004", "–", "–", "–", "–", "–"] in rows
+    assert ["Edema", "1,004", "–", "–", "–", "–", "not found"] in rows
     assert ["Mean of CheXpert's five", "", "–"] in rows
     assert "not measured" in page
     assert not re.search(
@@ -241,7 +242,11 @@ def test_without_a_second_reader_there_is_no_column(tmp_path):
 
 def test_table_for_the_terminal():
     lines = terminal_table(report()).splitlines()
-    assert len(lines) == 16
+    assert len(lines) == 17
+    assert "95 % interval over 2,000 images (1,800 patients)" in lines[16]
+    missing = report()
+    missing["thresholds"]["Edema"] = None
+    assert terminal_table(missing).endswith("so never drawn: Edema")
     assert max(map(len, lines)) <= 100
     assert lines[1].split() == [
         "Pooled", "IoU", "n", "This", "run", "[95", "%]", "CAM", "Prior", "Human",

@@ -9,8 +9,9 @@ import pytest
 
 from chexseg_jax.evaluation.metrics import (
     Counts,
-    averaged_intervals,
     bootstrap_indices,
+    hierarchical_intervals,
+    patient_of,
     pooled_intervals,
 )
 from chexseg_jax.evaluation.scoring import ImageScores, read_counts, write_counts
@@ -43,7 +44,7 @@ def test_a_paired_difference_by_hand():
     # Image 0: IoUs 1 against 1/2. Image 1: 1/3 against 0. One pathology.
     better = counts([[4], [1]], [[4], [2]], [[4], [2]])
     worse = counts([[2], [0]], [[2], [2]], [[4], [2]])
-    rows, mean = averaged_intervals([better], [worse])
+    rows, mean = hierarchical_intervals([better], [worse])
     assert mean.mean == rows[0].mean == pytest.approx(5 / 7 - 2 / 8)
     by_draw = {0: 1 - 1 / 2, 1: 5 / 7 - 2 / 8, 2: 1 / 3 - 0}
     expected = np.sort([by_draw[int(row.sum())] for row in bootstrap_indices(2)])
@@ -52,12 +53,12 @@ def test_a_paired_difference_by_hand():
 
 def test_pairs_are_narrower_than_their_ends_and_vanish_for_twins():
     one, other = some_counts(1, 0.6), some_counts(2, 0.5)
-    difference = averaged_intervals([one], [other])[1]
+    difference = hierarchical_intervals([one], [other])[1]
     ends = [pooled_intervals(some)[1] for some in (one, other)]
     assert difference.mean == pytest.approx(ends[0].mean - ends[1].mean)
     assert difference.lower > 0
     assert difference.upper - difference.lower < min(end.upper - end.lower for end in ends)
-    twins = averaged_intervals([one, other], [other, one])[1]
+    twins = hierarchical_intervals([one, other], [one, other])[1]
     assert (twins.mean, twins.lower, twins.upper) == (0, 0, 0)
 
 
@@ -65,7 +66,38 @@ def test_other_images_are_refused():
     one = some_counts(1, 0.6)
     other = replace(one, target_area=one.target_area + 1)
     with pytest.raises(ValueError, match="cannot be compared"):
-        averaged_intervals([one], [other])
+        hierarchical_intervals([one], [other])
+
+
+def test_seeds_are_drawn_and_then_images_for_all_of_them():
+    # Two images, three runs, whose IoUs are 1, 1/2, 0 on either image: only the seeds vary.
+    runs = [counts([[n]] * 2, [[n]] * 2, [[4]] * 2) for n in (4, 2, 0)]
+    mean = hierarchical_intervals(runs)[1]
+    drawn = np.sort([np.array([1, 0.5, 0])[row].mean() for row in bootstrap_indices(3, seed=1)])
+    assert mean.mean == pytest.approx(0.5)
+    assert (mean.lower, mean.upper) == pytest.approx((drawn[24], drawn[974]))
+    # With runs that are all alike, only the images vary, and more runs do not make it narrower.
+    one, alike = some_counts(1, 0.6), [some_counts(1, 0.6)] * 3
+    ends = [hierarchical_intervals(runs)[1] for runs in (alike, [one])]
+    assert (ends[0].lower, ends[0].upper) == pytest.approx((ends[1].lower, ends[1].upper))
+    # Pairs: where every run is better by 1/4 on every image, the difference has no width.
+    better = [counts([[n]] * 2, [[n]] * 2, [[4]] * 2) for n in (4, 3, 2)]
+    worse = [counts([[n]] * 2, [[n]] * 2, [[4]] * 2) for n in (3, 2, 1)]
+    less = hierarchical_intervals(better, worse)[1]
+    assert (less.mean, less.lower, less.upper) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_a_patients_images_are_drawn_together():
+    one = some_counts(1, 0.6, images=8)
+    twice = one[np.repeat(np.arange(8), 2)]
+    patients = [f"patient{i // 2:05}" for i in range(16)]
+    apart, together = (pooled_intervals(twice, names)[1] for names in (None, patients))
+    alone = pooled_intervals(one)[1]
+    ends = [(row.mean, row.lower, row.upper) for row in (alone, together)]
+    assert ends[0] == pytest.approx(ends[1])
+    assert apart.upper - apart.lower < 0.85 * (together.upper - together.lower)
+    assert patient_of("patient64541_study1_view2_lateral") == "patient64541"
+    assert patient_of("00001335_006") == "00001335_006"
 
 
 def test_the_interval_over_three_seeds_is_students():
@@ -116,7 +148,7 @@ def faked(tmp_path, monkeypatch):
         folder = SimpleNamespace(path=tmp_path / name)
         return pipeline.Run(config, data, evaluation=folder, stages=rows)
 
-    data = SimpleNamespace(test=range(30))
+    data = SimpleNamespace(test=SimpleNamespace(image_ids=[f"image {i}" for i in range(30)]))
     monkeypatch.setattr(compare, "run_pipeline", fake)
     monkeypatch.setattr(compare, "open_data", lambda config: data)
     return made
@@ -148,6 +180,8 @@ def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
     assert float(reader["difference_upper"]) < 0
     assert (tmp_path / "table" / "table.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
+    assert "95 % interval over 3 seeds and 30 images (30 patients)" in said
+    assert float(weak["lower"]) < float(weak["mean"]) < float(weak["upper"])
     assert "Cost: classifier 2.0 s; evaluation 15.0 s for 15. In all 0.3 min." in said
     stored = json.loads((tmp_path / "table" / "table.json").read_text())
     assert stored["rows"][7]["mean"]["n"] == 20 and stored["seeds"] == [17, 18, 19]

@@ -92,7 +92,7 @@ def write_summary(path: Path, intervals: Sequence[Interval]) -> None:
 
 
 def write_thresholds(path: Path, thresholds: Float[np.ndarray, "k"]) -> None:
-    """Write thresholds in the columns of `tuning_results.csv`: threshold, task."""
+    """Write thresholds in the columns of `tuning_results.csv`: threshold, task; blank if not found."""
     write_table(path, ["threshold", "task"], ([thresholds[k], PATHOLOGIES[k]] for k in ORDER))
 
 
@@ -105,8 +105,11 @@ def write_gates(path: Path, gates: Gates) -> None:
 def read_thresholds(path: Path) -> Float[np.ndarray, "k"]:
     """Read thresholds in the order of mask channels, from our CSV or the release's JSON list.
 
+    NaN stands for a pathology that was not found: a blank in our CSV. So does 0, which the release
+    chooses where no mask meets the finding, and which would draw every pixel of an image.
+
     Raises:
-        ChexlocalizeError: there is not one number on [0, 1] for each pathology.
+        ChexlocalizeError: there is neither a number on [0, 1] nor a blank for each pathology.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -114,7 +117,7 @@ def read_thresholds(path: Path) -> Float[np.ndarray, "k"]:
             named = dict(zip(PATHOLOGIES, json.loads(text), strict=True))
         else:
             rows = csv.DictReader(text.splitlines())
-            named = {canonical(row["task"]): float(row["threshold"]) for row in rows}
+            named = {canonical(row["task"]): float(row["threshold"] or "nan") for row in rows}
         thresholds = np.array([named[name] for name in PATHOLOGIES], np.float64)
     except OSError as error:
         raise ChexlocalizeError(
@@ -129,9 +132,9 @@ def read_thresholds(path: Path) -> Float[np.ndarray, "k"]:
         ) from None
     if thresholds.shape != (len(PATHOLOGIES),):
         raise ChexlocalizeError(f"{path}: a threshold is not a number")
-    if not ((thresholds >= 0) & (thresholds <= 1)).all():
+    if not ((thresholds >= 0) & (thresholds <= 1) | np.isnan(thresholds)).all():
         raise ChexlocalizeError(f"{path}: a threshold lies outside [0, 1]")
-    return thresholds
+    return np.where(thresholds > 0, thresholds, np.nan)
 
 
 def write_predictions(path: Path, images: Iterable[tuple[str, Mapping[str, Any]]]) -> None:

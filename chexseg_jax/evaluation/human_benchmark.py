@@ -5,7 +5,7 @@ minus infinity where the reader scores zero in a replicate, as there. The row `A
 which a misspelt column drops there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from chexseg_jax.evaluation.metrics import (
     mean_of,
     nan_mean,
     pooled_intervals,
+    resample,
 )
 from chexseg_jax.pathologies import PATHOLOGIES
 
@@ -59,15 +60,17 @@ def write_rates(path: Path, rates: Mapping[str, Float[np.ndarray, "k"]]) -> None
     write_table(path, ["pathology", *rates], rows)
 
 
-def write_pooled(path: Path, counts: Mapping[str, Counts], *, seed: int) -> None:
+def write_pooled(
+    path: Path, counts: Mapping[str, Counts], patients: Sequence[str], *, seed: int
+) -> None:
     """Write `pooled_iou.csv`: for each source a row for each pathology and one for their mean.
 
-    `iou` is the pooled value itself and the interval is over images. A pathology present nowhere has no
-    value; `n` is the number of images where it is present.
+    `iou` is the pooled value itself and the interval is over images, by patient. A pathology present
+    nowhere has no value; `n` is the number of images where it is present.
     """
     rows = []
     for source, source_counts in counts.items():
-        intervals, mean = pooled_intervals(source_counts, seed=seed)
+        intervals, mean = pooled_intervals(source_counts, patients, seed=seed)
         named = [(PATHOLOGIES[k], intervals[k]) for k in ORDER] + [("Mean", mean)]
         rows += [[source, name, row.lower, row.mean, row.upper, row.n] for name, row in named]
     write_table(path, ["source", "name", "lower", "iou", "upper", "n"], rows)
@@ -85,15 +88,18 @@ class Gap:
     upper: float
 
 
-def gap(pred: Counts, baseline: Counts, human: Counts, *, seed: int) -> Gap:
+def gap(
+    pred: Counts, baseline: Counts, human: Counts, patients: Sequence[str], *, seed: int
+) -> Gap:
     """Compute (pred - baseline) / (human - baseline), the paper's 57.2 %, with an interval over images.
 
-    Each replicate samples the same images for all three. NaN where the reader is not ahead of the
+    Each replicate samples the same patients for all three. NaN where the reader is not ahead of the
     baseline.
     """
     sources = (pred, baseline, human)
     means = np.array([pooled_intervals(counts, seed=seed)[1].mean for counts in sources])
-    replicates = np.stack([nan_mean(bootstrap_pooled(counts, seed=seed).T) for counts in sources])
+    times = resample(patients, seed=seed)
+    replicates = np.stack([nan_mean(bootstrap_pooled(counts, times).T) for counts in sources])
     bounds = interval(_share(replicates), 0)
     share = float(_share(means[:, None])[0])
     named = dict(zip(("pred", "baseline", "human"), means.tolist(), strict=True))

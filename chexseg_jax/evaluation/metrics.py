@@ -1,17 +1,21 @@
-"""Metrics: pixel counts, IoU, hit rate, AUROC, and bootstrap intervals.
+"""Metrics: pixel counts, IoU, hit rate, AUROC, and bootstrap intervals over seeds and images.
 
 Three definitions that must not be mixed. *Pooled* IoU (the paper's): intersections and unions are summed
 over all images in the letterbox, then divided. *Per-image* IoU and *hit rate* (CheXlocalize's): one
 number an image at native size, then the mean. Counts are 64-bit integers on the host: float32 sums
 lose pixels beyond 2^24.
+
+Images of one patient are alike, so that intervals resample patients, each with all of its images. Only
+CheXlocalize's own tables resample images one by one.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Num, Shaped, UInt8
 
 THRESHOLDS: Final = np.arange(20) * 0.05
 """The paper's twenty thresholds, 0 to 0.95; a mask holds the pixels of strictly greater probability."""
@@ -74,7 +78,7 @@ def overlap(masks: Bool[np.ndarray, "h w k"], targets: Shaped[np.ndarray, "h w k
     return Counts((masks & targets).sum((0, 1))[None], masks.sum((0, 1))[None], targets.sum((0, 1)))
 
 
-def ratio(parts: Int[np.ndarray, "*s"], wholes: Int[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
+def ratio(parts: Num[np.ndarray, "*s"], wholes: Int[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
     """Divide; NaN where the denominator is zero."""
     return np.divide(parts, wholes, out=np.full(wholes.shape, np.nan), where=wholes > 0)
 
@@ -163,17 +167,36 @@ def bootstrap_means(
     return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
 
 
-def bootstrap_pooled(
-    counts: Counts, *, replicates: int = 1000, seed: int = 0
-) -> Float[np.ndarray, "r k"]:
-    """Compute the pooled IoU of each replicate's images; NaN for a pathology present in no image.
+def patient_of(image_id: str) -> str:
+    """Return the patient of CheXpert's image id; of another form, the image is its own patient."""
+    match = re.match(r"patient[0-9]+(?=_study)", image_id)
+    return match[0] if match else image_id
 
-    A matrix product of multiplicities and counts: exact, as float64 holds pixels to 2^53.
+
+def resample(
+    patients: Sequence[str], *, replicates: int = 1000, seed: int = 0
+) -> Int[np.ndarray, "r n"]:
+    """Sample patients with replacement, and return how often each replicate holds each image.
+
+    Args:
+        patients: the patient of each image; all images of a patient are drawn together.
+        replicates: how often.
+        seed: of the draws; with a patient an image, they are those of `bootstrap_indices`.
     """
-    rows = bootstrap_indices(len(counts.target_area), replicates=replicates, seed=seed)
-    times = np.stack([np.bincount(row, minlength=rows.shape[1]) for row in rows]).astype(np.float64)
+    order = {patient: i for i, patient in enumerate(dict.fromkeys(patients))}
+    rows = bootstrap_indices(len(order), replicates=replicates, seed=seed)
+    times = np.stack([np.bincount(row, minlength=len(order)) for row in rows])
+    return times[:, [order[patient] for patient in patients]]
+
+
+def bootstrap_pooled(counts: Counts, times: Int[np.ndarray, "r n"]) -> Float[np.ndarray, "r k"]:
+    """Compute the pooled IoU of each replicate; NaN for a pathology present in no image.
+
+    A matrix product of counts with the multiplicities from `resample`: exact, as float64 holds pixels to
+    2^53.
+    """
     areas = (
-        (times @ area).astype(np.int64)
+        (times.astype(np.float64) @ area).astype(np.int64)
         for area in (counts.intersection[:, 0], counts.predicted_area[:, 0], counts.target_area)
     )
     is_present = (counts.target_area > 0).any(axis=0, keepdims=True)
@@ -194,9 +217,21 @@ def interval(replicates: Float[np.ndarray, "r"], n: int) -> Interval:
     return Interval(mean, float(ordered[low]), float(ordered[high]), n)
 
 
-def per_image_intervals(values: Float[np.ndarray, "n k"], *, seed: int = 0) -> list[Interval]:
-    """Compute the interval of each column of per-image values."""
-    return intervals_of(values, bootstrap_means(values, seed=seed))
+def per_image_intervals(
+    values: Float[np.ndarray, "n k"], patients: Sequence[str] | None = None, *, seed: int = 0
+) -> list[Interval]:
+    """Compute the interval of each column of per-image values.
+
+    Patients are resampled; if they are not given images are, with CheXlocalize's result to the last
+    digit.
+    """
+    if patients is None:
+        return intervals_of(values, bootstrap_means(values, seed=seed))
+    if not len(values):
+        return intervals_of(values, np.full((1, values.shape[1]), np.nan))
+    times = resample(patients, seed=seed)
+    valid = ~np.isnan(values)
+    return intervals_of(values, ratio(times @ np.where(valid, values, 0), times @ valid))
 
 
 def intervals_of(
@@ -207,34 +242,48 @@ def intervals_of(
     return [interval(replicates[:, k], int(n)) for k, n in enumerate(counts)]
 
 
-def pooled_intervals(counts: Counts, *, seed: int = 0) -> tuple[list[Interval], Interval]:
-    """Compute the pooled IoU of each pathology, and their mean, with intervals over images.
+def pooled_intervals(
+    counts: Counts, patients: Sequence[str] | None = None, *, seed: int = 0
+) -> tuple[list[Interval], Interval]:
+    """Compute the pooled IoU of each pathology, and their mean, with intervals over images by patient.
 
     Counts are those of many images, each from `overlap`. Here `mean` is the pooled value itself, not the
     replicates' mean, and `n` the number of images where the pathology is present. One that is present
-    nowhere has no value and no part in the mean.
+    nowhere has no value and no part in the mean. Without `patients` each image is its own.
     """
-    return averaged_intervals([counts], seed=seed)
+    return hierarchical_intervals([counts], patients=patients, seed=seed)
 
 
-def averaged_intervals(
-    runs: Sequence[Counts], others: Sequence[Counts] = (), *, seed: int = 0
+def hierarchical_intervals(
+    runs: Sequence[Counts],
+    others: Sequence[Counts] = (),
+    *,
+    patients: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> tuple[list[Interval], Interval]:
-    """Average the pooled IoU over runs, minus that of others, as `pooled_intervals` does.
+    """Average the pooled IoU over runs, minus that of others, with intervals over runs and images.
 
-    All counts must be of the same images: each replicate samples the same ones for every run, so that
-    the interval of a difference is paired. A pathology without a value on either side has none, nor a
-    part in the mean.
+    The runs are those of several seeds. A replicate draws runs with replacement, then patients, and
+    scores every drawn run on the drawn patients' images. Both sides of a difference see the same
+    patients, and if they have as many runs the same draw of runs, whose order must be that of the seeds:
+    the interval of a difference is paired. A bootstrap of few runs is narrow: of three, a third of the
+    variance between them is missing.
+
+    A pathology without a value on either side has none, nor a part in the mean; the rest is as in
+    `pooled_intervals`.
     """
     targets = runs[0].target_area
     if any((counts.target_area != targets).any() for counts in (*runs, *others)):
         raise ValueError("counts of different images, or of different targets, cannot be compared")
     n_present = (targets > 0).sum(0)
+    times = resample(patients or [str(i) for i in range(len(targets))], seed=seed)
 
     def average(group: Sequence[Counts]) -> tuple[Float[np.ndarray, "r k"], Float[np.ndarray, "k"]]:
         points = [np.where(n_present > 0, counts.pooled().iou()[0], np.nan) for counts in group]
-        replicates = [bootstrap_pooled(counts, seed=seed) for counts in group]
-        return nan_mean(np.stack(replicates, 1)), nan_mean(np.stack(points))
+        replicates = np.stack([bootstrap_pooled(counts, times) for counts in group])
+        drawn = bootstrap_indices(len(group), replicates=len(times), seed=seed + 1)
+        chosen = replicates[drawn, np.arange(len(times))[:, None]]
+        return nan_mean(chosen), nan_mean(np.stack(points))
 
     replicates, values = average(runs)
     if others:

@@ -1,7 +1,7 @@
 """Score test images by every definition of a metric, and summarize the scores in tables."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from chexseg_jax.evaluation.metrics import (
     hits,
     iou_of_areas,
     overlap,
+    patient_of,
     per_image_intervals,
     pooled_intervals,
     stack,
@@ -120,29 +121,46 @@ def _counts_from_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Counts
 
 
 def summarize(scores: Sequence[ImageScores]) -> dict[str, Any]:
-    """Compute a report's tables: {"pooled", "mean", "per_image", "hit_rate", "n"}."""
+    """Compute a report's tables: {"pooled", "mean", "per_image", "hit_rate", "n", "sampled"}.
+
+    All intervals are over images, resampled by patient; `sampled` counts both.
+    """
     pooled, means = {}, {}
     for name in ("run", "cam", "prior", "human"):
-        counts = [score.counts[name] for score in scores if name in score.counts]
-        if counts:
-            rows, means[name] = pooled_intervals(stack(counts))
+        those = [score for score in scores if name in score.counts]
+        if those:
+            counts = stack([score.counts[name] for score in those])
+            rows, means[name] = pooled_intervals(counts, _patients(s.image_id for s in those))
             pooled[name] = _rows(rows, "iou")
+
+    def per_image(name: str, only: bool) -> dict[str, Any]:
+        image_ids, values = values_of(scores, name, only)
+        return _rows(per_image_intervals(values, _patients(image_ids)), "mean")
+
+    annotated = [score for score in scores if score.annotated]
+    hit = np.array([score.hit for score in annotated]).reshape(-1, len(PATHOLOGIES))
+    hit_rates = per_image_intervals(hit, _patients(s.image_id for s in annotated))
     return {
         "pooled": pooled,
         "mean": {name: _row(interval, "iou") for name, interval in means.items()},
         "per_image": {
-            f"true_pos_only_{only}": {
-                name: _rows(per_image_intervals(values_of(scores, name, only)[1]), "mean")
-                for name in pooled
-            }
+            f"true_pos_only_{only}": {name: per_image(name, only) for name in pooled}
             for only in (True, False)
         },
-        "hit_rate": {"cam": _rows(per_image_intervals(_hits(scores)), "mean")},
+        "hit_rate": {"cam": _rows(hit_rates, "mean")},
         "n": {
             name: sum(int(score.counts["run"].target_area[k] > 0) for score in scores)
             for k, name in enumerate(PATHOLOGIES)
         },
+        "sampled": {
+            "images": len(scores),
+            "patients": len(set(_patients(s.image_id for s in scores))),
+        },
     }
+
+
+def _patients(image_ids: Iterable[str]) -> list[str]:
+    return [patient_of(image_id) for image_id in image_ids]
 
 
 def values_of(
@@ -152,11 +170,6 @@ def values_of(
     rows = [s for s in scores if name in s.ious and (s.annotated or not only)]
     values = [score.ious[name][only] for score in rows]
     return [s.image_id for s in rows], np.array(values).reshape(-1, len(PATHOLOGIES))
-
-
-def _hits(scores: Sequence[ImageScores]) -> Float[np.ndarray, "n k"]:
-    rows = [score.hit for score in scores if score.annotated]
-    return np.array(rows).reshape(-1, len(PATHOLOGIES))
 
 
 def _row(interval: Interval, value: str) -> dict[str, Any]:
@@ -170,7 +183,10 @@ def _rows(intervals: Sequence[Interval], value: str) -> dict[str, Any]:
 
 
 def write_csvs(folder: Path, scores: Sequence[ImageScores]) -> None:
-    """Write CheXlocalize's two tables of this run, with and without `true_pos_only`."""
+    """Write CheXlocalize's two tables of this run, with and without `true_pos_only`.
+
+    Their intervals resample images one by one, as CheXlocalize's do.
+    """
     for only in (True, False):
         tables = folder / f"true_pos_only_{only}"
         tables.mkdir(exist_ok=True)

@@ -8,28 +8,39 @@ every probability of an image is a candidate, in one pass over the images sorted
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from chexseg_jax.evaluation.metrics import THRESHOLDS, Counts
 
+LOWEST: Final = 1
+"""The index of the first threshold tried, 0.05: above 0 every pixel of an X-ray is drawn."""
+
+
+def best_ious(counts: Counts) -> Float[np.ndarray, "k"]:
+    """Return the maximum pooled IoU over thresholds; NaN where the pathology is not present."""
+    return np.where(counts.target_area > 0, np.nan_to_num(counts.iou()[LOWEST:]).max(0), np.nan)
+
 
 def best_thresholds(counts: Counts) -> Float[np.ndarray, "k"]:
-    """Return the threshold of maximum pooled IoU for each pathology; NaN where it is not present.
+    """Return the threshold of maximum pooled IoU for each pathology; NaN where it is not found.
 
-    The release takes the argmax of IoUs with 0/0 among them, which picks a NaN.
+    It is not found if it is not present, or if no mask above any threshold meets it. A mask above NaN is
+    empty. The release takes the argmax of IoUs with 0/0 among them, which picks a NaN, and of thresholds
+    with 0 among them, which draws the whole image.
     """
-    rows = np.nan_to_num(counts.iou(), nan=-1).argmax(0)
-    return np.where(counts.target_area > 0, THRESHOLDS[rows], np.nan)
+    rows = np.nan_to_num(counts.iou()[LOWEST:]).argmax(0)
+    return np.where(best_ious(counts) > 0, THRESHOLDS[LOWEST:][rows], np.nan)
 
 
 def choose_thresholds(sources: Sequence[Counts]) -> Float[np.ndarray, "k"]:
-    """Choose each threshold on the first source in which the pathology is present; 0.5 if none."""
+    """Choose each threshold on the first source in which the pathology is found; NaN if in none."""
     thresholds = best_thresholds(sources[0])
     for counts in sources[1:]:
         thresholds = np.where(np.isnan(thresholds), best_thresholds(counts), thresholds)
-    return np.nan_to_num(thresholds, nan=0.5)
+    return thresholds
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,11 @@ class ExportedNetwork:
             ExportError: the network is no segmenter and has none.
         """
         if "thresholds" not in self.config:
+        NaN, above which no pixel lies, if no threshold found the pathology.
+
             raise ExportError(f"a network of kind {self.spec.kind} has no thresholds")
-        return np.array([self.config["thresholds"][name] for name in PATHOLOGIES])
+        thresholds = [self.config["thresholds"][name] for name in PATHOLOGIES]
+        return np.array(thresholds, np.float64)  # null becomes NaN
 
     @cached_property
     def _infer(self) -> Callable[..., Any]:

@@ -1,9 +1,10 @@
 """Evaluate a segmenter on the test set, beside the location prior, the CAMs and a second reader.
 
-Thresholds are chosen on expert-val, or on expert-train for a pathology absent there, as the scarce ones
-are in the paper's split. A CAM competes as probability times map divided by its maximum, so that one
-threshold also decides whether the finding is present. Gates for the segmenter's masks, by the
-classifier's probability, are chosen on expert-val too, and applied if `gated`.
+Thresholds are chosen on expert-val, or on expert-train for a pathology that is not found there, as the
+scarce ones are not in the paper's split; one that is found on neither has none, and its masks are empty.
+A CAM competes as probability times map divided by its maximum, so that one threshold also decides
+whether the finding is present. Gates for the segmenter's masks, by the classifier's probability, are
+chosen on expert-val too, and applied if `gated`.
 """
 
 import json
@@ -63,7 +64,7 @@ from chexseg_jax.training.data import (
     ordered_batches,
 )
 
-VERSION = 3
+VERSION = 4
 
 Maps = Float[np.ndarray, "b s s k"]
 Method = Callable[[UInt8[np.ndarray, "b s s 1"]], Maps]

@@ -1,4 +1,4 @@
-"""Compare several runs: their differences by seed, by image, and in pairs.
+"""Compare several runs: intervals over seeds and images together, and paired differences.
 
 The seeds of a comparison are those of the last training alone: the segmenter's weights, order, mix and
 choice of pseudo-masks. Every stage before it, the classifier and IRNet included, is made once with
@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from chexseg_jax.evaluation.metrics import Counts, Interval, averaged_intervals, mean_of
+from chexseg_jax.evaluation.metrics import (
+    Counts,
+    Interval,
+    hierarchical_intervals,
+    mean_of,
+    patient_of,
+)
 from chexseg_jax.evaluation.scoring import read_counts
 from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.run.cli import managed_run
@@ -22,7 +28,7 @@ from experiments.run.data import Data, open_data
 from experiments.run.pipeline import run_pipeline
 
 ImageCounts = tuple[np.ndarray, list[Counts]]
-"""Indices of test images, and the counts of these images in every run."""
+"""Indices of test images, and the counts of these images in every run, in the order of seeds."""
 
 METHODS = {"cam": "classifier's maps", "prior": "location prior", "human": "second reader"}
 """What every run is compared with and nothing is trained for."""
@@ -46,23 +52,23 @@ class Row:
     runs: dict[int, float]
     """Mean pooled IoU by seed; empty without seeds."""
     seeds: tuple[float, float]
-    """95 % interval over seeds."""
+    """Student's 95 % interval over seeds alone."""
     mean: Interval
-    """Mean pooled IoU, averaged over seeds, with its interval over images."""
+    """Mean pooled IoU, averaged over seeds, with its interval over seeds and images."""
     pathologies: dict[str, Interval]
     reference: str | None
     difference: Interval | None
-    """The reference minus this, with its interval over the same images."""
+    """The reference minus this, with its interval over the same seeds and images."""
     folders: list[str]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a comparison, the stages of all runs, and the number of test images."""
+    """The rows of a comparison, the stages of all runs, and the numbers of test images and patients."""
 
     rows: list[Row]
     stages: list[dict[str, Any]]
-    images: int
+    sampled: dict[str, int]
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -81,9 +87,10 @@ def with_weak_maps(config: Config, maps: int | None) -> Config:
 
 
 def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean over seeds, by Student's t; NaN with fewer than two.
+    """Return the 95 % interval of a mean over seeds alone, by Student's t; NaN with fewer than two.
 
-    The paper's is of three trials, too, and does not say by which quantile. With three, Student's is
+    It is of other runs on the same images, where `hierarchical_intervals` are of other images too. The
+    paper's is of three trials, too, and does not say by which quantile. With three, Student's is
     4.30 standard errors, where the normal's would be 1.96.
     """
     valid = np.array([value for value in values if value == value])
@@ -124,23 +131,19 @@ def compare(arms: Sequence[Arm], data: Data, seeds: Sequence[int]) -> Comparison
             done = arm_index * len(seeds) + seed_index + 1
             progress = f"[{done}/{len(arms) * len(seeds)}]"
             print(f"{progress} {arm.name}, seed {seed}: {_mean(counts):.3f}")
-    rows = [
-        _row(
-            arm.name,
-            counts_by_arm[arm.name],
-            arm.reference,
-            counts_by_arm,
-            seeds,
-            folders[arm.name],
-        )
-        for arm in arms
-    ]
+    patients = [patient_of(image_id) for image_id in data.test.image_ids]
+
+    def row(name: str, counts: ImageCounts, reference: str, seeds: Sequence[int] = ()) -> Row:
+        return _row(name, counts, reference, counts_by_arm, patients, seeds, folders.get(name, []))
+
+    rows = [row(arm.name, counts_by_arm[arm.name], arm.reference, seeds) for arm in arms]
     reference = arms[-1].reference
     for method, name in METHODS.items():
         if method in methods:
             images, counts = methods[method]
-            rows.append(_row(name, (images, [counts]), reference, counts_by_arm, (), []))
-    return Comparison(rows, stages, len(data.test))
+            rows.append(row(name, (images, [counts]), reference))
+    sampled = {"images": len(patients), "patients": len(set(patients))}
+    return Comparison(rows, stages, sampled)
 
 
 def _mean(counts: Counts) -> float:
@@ -153,19 +156,22 @@ def _row(
     image_counts: ImageCounts,
     reference: str,
     counts_by_arm: Mapping[str, ImageCounts],
+    patients: Sequence[str],
     seeds: Sequence[int],
     folders: list[str],
 ) -> Row:
     """Return one row; where a method lacks a value for some images, both sides leave those out."""
     images, runs = image_counts
-    rows, mean = averaged_intervals(runs)
+    rows, mean = hierarchical_intervals(runs, patients=[patients[i] for i in images])
     means = dict(zip(seeds, map(_mean, runs), strict=False))
     difference = None
     if name != reference:
         reference_images, references = counts_by_arm[reference]
-        _, mine, theirs = np.intersect1d(images, reference_images, return_indices=True)
-        difference = averaged_intervals(
-            [counts[theirs] for counts in references], [counts[mine] for counts in runs]
+        common, mine, theirs = np.intersect1d(images, reference_images, return_indices=True)
+        difference = hierarchical_intervals(
+            [counts[theirs] for counts in references],
+            [counts[mine] for counts in runs],
+            patients=[patients[i] for i in common],
         )[1]
     return Row(
         name=name,

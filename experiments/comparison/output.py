@@ -8,7 +8,7 @@ from typing import Any
 from chexseg_jax.evaluation.metrics import Interval
 from chexseg_jax.runtime.stage_folder import write_csv
 from experiments.comparison.compare import Comparison, Row
-from experiments.report.tables import is_number
+from experiments.report.tables import interval_name, is_number
 from experiments.run.config import Config
 
 
@@ -19,10 +19,10 @@ def output_folder(path: Path | None, workdir: Path, name: str) -> Path:
     return folder
 
 
-def plot_title(config: Config, images: int, seeds: Sequence[int]) -> str:
-    """Return the data, the test images and the seeds of a plot in a line."""
+def plot_title(config: Config, sampled: Mapping[str, int], seeds: Sequence[int]) -> str:
+    """Return the data of a plot, and what its intervals are over, in a line."""
     data = "synthetic chests" if config.data_dir is None else "CheXpert and CheXlocalize"
-    return f"{data}: {images} test images, {len(seeds)} seeds"
+    return f"{data}: {interval_name(sampled, len(seeds))}"
 
 
 def write_rows(
@@ -36,18 +36,19 @@ def write_rows(
 
     Args:
         path: the file.
-        rows: the arms' results: mean, both intervals, each seed, reference and difference.
+        rows: the arms' results: mean, its interval over seeds and images, Student's over seeds, each
+            seed, reference and difference.
         seeds: of the comparison.
         keys: columns before these, a value for each row.
         values: columns after these.
     """
-    head = ["mean", "seeds_lower", "seeds_upper", "images_lower", "images_upper"]
+    head = ["mean", "lower", "upper", "seeds_lower", "seeds_upper"]
     head += [f"seed_{seed}" for seed in seeds]
     head += ["reference", "difference", "difference_lower", "difference_upper"]
     lines: list[list[Any]] = [[*keys, *head, *values]]
     for index, row in enumerate(rows):
         less = row.difference
-        cells: list[Any] = [row.mean.mean, *row.seeds, row.mean.lower, row.mean.upper]
+        cells: list[Any] = [row.mean.mean, row.mean.lower, row.mean.upper, *row.seeds]
         cells += [row.runs.get(seed) for seed in seeds]
         cells += [row.reference]
         cells += [less.mean, less.lower, less.upper] if less else [None] * 3
@@ -64,8 +65,12 @@ def comparison_json(config: Config, result: Comparison, seeds: Sequence[int]) ->
         "rho": config.rho,
         "seed": config.seed,
         "seeds": seeds,
-        "images": result.images,
-        "intervals": {"seeds": "95 %, Student's t", "images": "95 %, 1,000 resamples"},
+        "sampled": result.sampled,
+        "intervals": {
+            "mean, pathologies, difference": f"{interval_name(result.sampled, len(seeds))}: 1,000 "
+            "resamples of seeds, and in each of patients; a difference takes the same on both sides",
+            "seeds": "95 % over seeds alone, Student's t",
+        },
         "stages": result.stages,
         "settings": asdict(config),
     }

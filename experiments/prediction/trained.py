@@ -50,7 +50,7 @@ class TrainedNetwork:
                 "pathologies": PATHOLOGIES,
                 "thresholds": metrics["thresholds"],
                 "gates": _gates(self.evaluation / "gates.csv"),
-                "metrics": {name: metrics[name] for name in ("pooled", "mean", "n")},
+                "metrics": {name: metrics[name] for name in ("pooled", "mean", "n", "sampled")},
                 "test": _manifest(self.evaluation)["inputs"]["test"],
             }
         return metadata

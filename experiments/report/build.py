@@ -173,7 +173,7 @@ def pseudo_masks(run: Run, folders: Mapping[str, StageFolder]) -> dict[str, Any]
     """Return the IoU of each kind of pseudo-masks with hidden masks, where there are any."""
     if run.data.hidden is None or not folders:
         return None
-    thresholds = np.array(list(_metrics(run)["prior_thresholds"].values()))
+    thresholds = np.array(list(_metrics(run)["prior_thresholds"].values()), np.float64)
     prior = location_prior(run.data.expert_train, run.config.image_size)[0] > thresholds
     sources = {kind: PseudoMaskSource(folder) for kind, folder in folders.items()}
     ious = pseudo_mask_ious(run.data.hidden, sources, prior)
@@ -232,7 +232,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     pseudo, cams = PseudoMaskSource(run.pseudo_masks), RecordReader(run.cams, "cams")
     indices = _covering(pseudo)
     seeds = _seeds(run.seeds, indices) if run.seeds else {}
-    thresholds = np.array(list(_metrics(run)["thresholds"].values()))
+    thresholds = np.array(list(_metrics(run)["thresholds"].values()), np.float64)
     normalization = spec_of(finished(run.segmenter).path).normalization
     infer = jit_inference(MaskProbabilities(normalization), segmenter)
     predictions = (
@@ -240,7 +240,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
         for batch, count in ordered_batches(
             letterboxed(Subset(run.data.train, indices), size), config.evaluation.batch_size
         )
-        for prediction in infer(batch["images"])[:count] > thresholds
+        for row in zip(batch["images"][:count], infer(batch["images"]) > thresholds, strict=False)
     )
     for index, prediction in zip(indices, predictions, strict=True):
         masks, valid = pseudo[index].letterboxed(size)

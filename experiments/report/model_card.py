@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.tables import format_interval, format_score
+from experiments.report.tables import format_interval, format_score, format_threshold, interval_name
 
 SPLITS = {
     "train": "weak labels",
@@ -103,13 +103,14 @@ def _results(config: Mapping[str, Any]) -> str:
     pooled, mean = config["metrics"]["pooled"]["run"], config["metrics"]["mean"]["run"]
     rows = [
         f"| {name} | {_iou(row)} | {config['metrics']['n'][name]} "
-        f"| {config['thresholds'][name]:.2f} | {config['gates'][name]:.2f} |"
+        f"| {format_threshold(config['thresholds'][name])} | {config['gates'][name]:.2f} |"
         for name, row in pooled.items()
     ]
     return f"""## Results
 
-On the test split, IoU pooled over all images in the letterbox with 95 % bootstrap intervals over images;
-mean {_iou(mean)}. Thresholds and gates were chosen on expert-val.
+On the test split, IoU pooled over all images in the letterbox, with its
+{interval_name(config["metrics"]["sampled"])}; mean {_iou(mean)}. Thresholds and gates were chosen on
+expert-val. The mask of a pathology that was not found there is empty.
 
 | pathology | IoU | images with it | threshold | gate |
 | --- | --- | --- | --- | --- |

@@ -93,6 +93,18 @@ def format_interval(entry: Mapping[str, Any]) -> str:
     return f"[{format_score(low)}, {format_score(high)}]"
 
 
+def format_threshold(value: Any) -> str:
+    """Format a threshold; a pathology that has none was not found."""
+    return f"{value:.2f}" if is_number(value) else "not found"
+
+
+def interval_name(sampled: Mapping[str, int], seeds: int = 1) -> str:
+    """Name an interval for what it is over: "95 % interval over 3 seeds and 9 images (8 patients)"."""
+    runs = f"{seeds} seeds and " if seeds > 1 else ""
+    images, patients = format_count(sampled.get("images")), format_count(sampled.get("patients"))
+    return f"95 % interval over {runs}{images} images ({patients} patients)"
+
+
 def lookup(report: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """Return the mapping under nested keys; empty if any of them is missing."""
     entry: Any = report
@@ -123,7 +135,17 @@ def terminal_table(report: Mapping[str, Any]) -> str:
     head = line("Pooled IoU", "n", "This run [95 %]", [SOURCES[source] for source in others])
     rule = "─" * (len(head) + 1)
     rows = [scores(k, format_count(counts.get(k)), ("pooled",), (k,)) for k in PATHOLOGIES]
-    return "\n".join([rule, head, rule, *rows, rule, scores("Mean", "", ("mean",)), rule])
+    lines = [rule, head, rule, *rows, rule, scores("Mean", "", ("mean",)), rule]
+    lines.append(f" [ ]: {interval_name(lookup(report, 'sampled'))}, resampled by patient")
+    if missing := not_found(report):
+        lines.append(f" Not found by any threshold, so never drawn: {', '.join(missing)}")
+    return "\n".join(lines)
+
+
+def not_found(report: Mapping[str, Any]) -> list[str]:
+    """Return the pathologies whose masks are empty for want of a threshold."""
+    thresholds = lookup(report, "thresholds")
+    return [name for name in PATHOLOGIES if name in thresholds and thresholds[name] is None]
 
 
 def count_cell(value: Any) -> Cell:
@@ -169,13 +191,13 @@ def iou_table(report: Mapping[str, Any]) -> ReportTable:
     rows = []
     for name in PATHOLOGIES:
         ious = iou_cells({source: lookup(report, "pooled", source, name) for source in sources})
-        threshold = thresholds.get(name)
-        last = Cell(f"{threshold:.2f}" if is_number(threshold) else DASH)
+        last = Cell(format_threshold(thresholds[name]) if name in thresholds else DASH)
         rows.append([Cell(name), count_cell(counts.get(name)), *ious, last])
     means = iou_cells({source: lookup(report, "mean", source) for source in sources})
     head = ["Pathology", "n", *(SOURCES[source] for source in sources), "Threshold"]
     foot = [Cell("Mean"), Cell(), *means, Cell()]
-    return ReportTable("Pooled IoU at the letterbox", head, rows, foot)
+    note = f"{interval_name(lookup(report, 'sampled'))}, resampled by patient."
+    return ReportTable("Pooled IoU at the letterbox", head, rows, foot, note)
 
 
 def image_tables(report: Mapping[str, Any]) -> list[ReportTable]:
@@ -241,7 +263,7 @@ def rho_table(report: Mapping[str, Any]) -> ReportTable | None:
         ["Run", "Mean pooled IoU", "Folder"],
         rows,
         note="Finished runs in the same folder that differ from this one in ρ alone: 0 is pseudo-masks "
-        "alone, 1 is expert masks alone.",
+        "alone, 1 is expert masks alone. Intervals are over images by patient, not over seeds.",
     )
 
 
