@@ -240,7 +240,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
         for batch, count in ordered_batches(
             letterboxed(Subset(run.data.train, indices), size), config.evaluation.batch_size
         )
-        for row in zip(batch["images"][:count], infer(batch["images"]) > thresholds, strict=False)
+        for prediction in infer(batch["images"])[:count] > thresholds
     )
     for index, prediction in zip(indices, predictions, strict=True):
         masks, valid = pseudo[index].letterboxed(size)
