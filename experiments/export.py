@@ -4,7 +4,8 @@ Writes a folder with an Orbax checkpoint, the same weights as safetensors under 
 whole function as a `jax.export` for CPU, CUDA and TPU, `config.json` and a model card. Use it with
 
     from chexseg_jax import load_segmenter
-    probabilities = load_segmenter("segmenter")(frames)
+    segmenter = load_segmenter("segmenter")
+    probabilities = segmenter(segmenter.letterbox(image)[None])
 
 or with `python -m experiments.predict`. The folder appears whole or not at all.
 """

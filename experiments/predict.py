@@ -26,7 +26,6 @@ import tyro
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from chexseg_jax.images import letterbox
 from chexseg_jax.inference.export import ExportedNetwork, ExportError, load_segmenter
 from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError
 from chexseg_jax.radiographs.read import read_radiograph
@@ -70,21 +69,21 @@ class PredictConfig:
 Letterboxed = UInt8[np.ndarray, "s s 1"]
 
 
-def read_letterboxed(path: Path, side: int) -> tuple[Radiograph, Letterboxed]:
-    """Read a radiograph and letterbox it."""
+def read_letterboxed(path: Path, segmenter: ExportedNetwork) -> tuple[Radiograph, Letterboxed]:
+    """Read a radiograph and letterbox it for a segmenter."""
     radiograph = read_radiograph(path)
-    return radiograph, letterbox(radiograph.image, side)
+    return radiograph, segmenter.letterbox(radiograph.image)
 
 
 def prefetch(
-    pool: ThreadPoolExecutor, inputs: list[InputFile], side: int, depth: int
+    pool: ThreadPoolExecutor, inputs: list[InputFile], segmenter: ExportedNetwork, depth: int
 ) -> Iterator[tuple[InputFile, Future[tuple[Radiograph, Letterboxed]]]]:
     """Yield files with the futures of their images, reading `depth` of them ahead."""
     files = iter(inputs)
-    queue = [(f, pool.submit(read_letterboxed, f.path, side)) for f in islice(files, depth)]
+    queue = [(f, pool.submit(read_letterboxed, f.path, segmenter)) for f in islice(files, depth)]
     while queue:
         yield queue.pop(0)
-        queue += [(f, pool.submit(read_letterboxed, f.path, side)) for f in islice(files, 1)]
+        queue += [(f, pool.submit(read_letterboxed, f.path, segmenter)) for f in islice(files, 1)]
 
 
 def predict_batches(
@@ -109,7 +108,7 @@ def predict_batches(
         ThreadPoolExecutor(config.threads) as readers,
         ThreadPoolExecutor(config.threads) as renderers,
     ):
-        queue = prefetch(readers, inputs, side, 2 * batch)
+        queue = prefetch(readers, inputs, segmenter, 2 * batch)
         while futures := list(islice(queue, batch)):
             ready: list[tuple[InputFile, Radiograph, Letterboxed]] = []
             for file, future in futures:
@@ -146,7 +145,7 @@ def predict_inputs(config: PredictConfig) -> int:
     options = {"overlays": config.overlays, "maps": config.maps, "dicom_seg": config.dicom_seg}
     with ProgressJournal(config.out, config.model, **options) as journal:
         predict_batches(config, segmenter, journal.pending(inputs), journal)
-        failed = write_outputs(config.out, segmenter.config, inputs, journal, config.shown)
+        failed = write_outputs(config.out, segmenter, inputs, journal, config.shown)
     print(f"{len(inputs) - failed} of {len(inputs)} X-rays: {config.out / 'report.html'}")
     if failed:
         print(

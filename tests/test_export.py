@@ -88,7 +88,7 @@ def test_any_number_of_frames(exported):
     batch = segmenter(FRAMES)
     np.testing.assert_allclose(segmenter(FRAMES[1:2]), batch[1:2], atol=2e-5)
     assert segmenter.thresholds.tolist() == [(k + 1) / 20 for k in range(10)]
-    with pytest.raises(ExportError, match="use images"):
+    with pytest.raises(ExportError, match="use its `letterbox`"):
         segmenter(FRAMES[:, :32, :32])
 
 

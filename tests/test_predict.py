@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from chexseg_jax.inference.export import export, load_segmenter
 from chexseg_jax.masks import decode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs.radiograph import RadiographError, read_jpeg_or_png
+from chexseg_jax.radiographs.read import read_radiograph
 from datasets.errors import DataError
 from experiments.evaluate import main as evaluate
 from experiments.predict import main
@@ -90,6 +92,28 @@ def test_every_result_of_a_mixed_folder(model, images, tmp_path, capsys):
     assert "2 files were left out" in capsys.readouterr().err
     evaluate([f"--gt={out / 'pred_segmentations.json'}", "--pred", str(out / "pred_segmentations.json"),
               f"--out={tmp_path / 'scores'}"])  # fmt: skip
+
+
+def test_prediction_does_the_photometry_of_the_training(tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    pixels = picture(60, 40) // 4 + 60
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(np.full((50, 50), 90, np.uint8)).save(folder / "b.jpg")  # of JPEG's own levels
+    write_dicom(folder / "c.dcm", pixels)
+    spec = replace(SEGMENTER, photometry="equalize")
+    export(spec.build(), spec, tmp_path / "model", **STATED)
+    assert predict(tmp_path / "model", folder, out, "--maps", "--no-overlays") == 0
+    segmenter = load_segmenter(tmp_path / "model")
+    for name, suffix in {"a": "png", "b": "jpg", "c": "dcm"}.items():
+        image = read_radiograph(folder / f"{name}.{suffix}").image
+        seen, plain = letterbox(image, SIDE, "equalize"), letterbox(image, SIDE)
+        assert (name == "b") == np.array_equal(seen, plain)
+        expected = np.rint(segmenter(seen[None])[0, ..., 3] * 65535)
+        stored = np.asarray(Image.open(out / "maps" / name / f"{PATHOLOGIES[3]}.png"))
+        assert np.abs(stored - expected).max() <= 2
+    page = (out / "report.html").read_text()
+    assert page.count('class="seen"') == 3 and "&#34;photometry&#34;: &#34;equalize&#34;" in page
 
 
 def test_a_second_call_does_what_is_missing(model, images, tmp_path, capsys):

@@ -2,6 +2,7 @@ import base64
 import html.parser
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,8 +61,8 @@ def report():
         "hit_rate": {"cam": means["cam"]},
         "mean": {source: entry(value) for source, value in sources.items()},
         "n": {name: 1000 + k for k, name in enumerate(PATHOLOGIES)},
-        "thresholds": dict.fromkeys(PATHOLOGIES, 0.35),
         "sampled": {"images": 2000, "patients": 1800},
+        "thresholds": dict.fromkeys(PATHOLOGIES, 0.35),
         "stages": [{"name": "segmenter", "seconds": 12.3, "reused": False, "folder": "segmenter-1"}],
     }  # fmt: skip
 
@@ -269,6 +270,17 @@ def pixels_of(attrs):
     image.load()
     assert image.format == {"data:image/png": "PNG", "data:image/jpeg": "JPEG"}[kind]
     return image
+
+
+def test_the_image_that_the_network_saw_is_on_a_key(tmp_path):
+    small = np.full((32, 32), 99, np.uint8)
+    shown = replace(example(expert=square()), seen=small)
+    reader = Reader(page_of(tmp_path, report(), [shown, example("patient2", expert=square())]))
+    (image,) = [a for a in reader.all("img") if a.get("class") == "seen"]
+    assert pixels_of(image).size == (32, 32)
+    (box,) = [a for a in reader.all("input") if a["id"] == "show-seen"]
+    assert box["data-digit"] == "0" and "checked" not in box
+    assert 'show-seen"' not in page_of(tmp_path, report(), [example(expert=square())])
 
 
 def test_gallery_holds_one_image_a_layer_and_pathology(tmp_path):

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from chexseg_jax.images import Normalization
+from chexseg_jax.images import Normalization, letterbox
 from chexseg_jax.inference.apply import (
     Boundaries,
     MaskProbabilities,
@@ -56,7 +56,7 @@ class ExportError(ValueError):
 class ExportedNetwork:
     """A trained network and its metadata.
 
-    Called with letterboxed 8-bit images (`images.letterbox`), a segmenter returns probabilities
+    Called with 8-bit images of its `letterbox`, a segmenter returns probabilities
     `b s s 10` of `PATHOLOGIES`, a classifier probabilities `b 14` of `OBSERVATIONS`, IRNet boundaries on
     the grid of stride 4, all as float32 on [0, 1]. Images are sharded over this process's devices;
     another number of them compiles anew.
@@ -72,16 +72,20 @@ class ExportedNetwork:
         """The side of a letterboxed image, pixels."""
         return self.spec.image_size
 
+    def letterbox(self, image: UInt8[np.ndarray, "h w 1"]) -> UInt8[np.ndarray, "s s 1"]:
+        """Letterbox an image of any size as the training's were, by its photometry too."""
+        return letterbox(image, self.image_size, self.spec.photometry)
+
     @property
     def thresholds(self) -> Float[np.ndarray, "k"]:
         """The probability above which a pixel belongs to a mask, in the order of `PATHOLOGIES`.
+
+        NaN, above which no pixel lies, if no threshold found the pathology.
 
         Raises:
             ExportError: the network is no segmenter and has none.
         """
         if "thresholds" not in self.config:
-        NaN, above which no pixel lies, if no threshold found the pathology.
-
             raise ExportError(f"a network of kind {self.spec.kind} has no thresholds")
         thresholds = [self.config["thresholds"][name] for name in PATHOLOGIES]
         return np.array(thresholds, np.float64)  # null becomes NaN
@@ -99,7 +103,7 @@ class ExportedNetwork:
         if images.shape[1:] != (self.image_size, self.image_size, 1):
             side = self.image_size
             raise ExportError(
-                f"frames must be b x {side} x {side} x 1, got {images.shape}: use images.letterbox"
+                f"frames must be b x {side} x {side} x 1, got {images.shape}: use its `letterbox`"
             )
         missing = -len(images) % jax.local_device_count()
         return self._infer(np.pad(images, ((0, missing), *[(0, 0)] * 3)))[: len(images)]

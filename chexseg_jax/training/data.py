@@ -152,7 +152,7 @@ def augment(
     pixels = _zoom_and_shift(example["images"], zoom, dy, dx, Image.Resampling.BILINEAR)
     levels = np.arange(256, dtype=np.float32)
     if gamma:
-        levels = 255 * (levels / 255) ** 2 ** (gamma * generator.uniform(-1, 1))
+        levels = 255 * (levels / 255) ** np.float32(2 ** (gamma * generator.uniform(-1, 1)))
     levels = (levels - 128) * gain + 128 + bias / 2
     levels[0] = 0  # padding stays black
     result["images"] = np.clip(levels, 0, 255).astype(np.uint8)[pixels]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from chexseg_jax.evaluation.chexlocalize import write_predictions
+from chexseg_jax.inference.export import ExportedNetwork
 from chexseg_jax.masks import decode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs.radiograph import RadiographError
@@ -28,7 +29,7 @@ HEADS = (
 
 def write_outputs(
     out: Path,
-    model: Mapping[str, Any],
+    segmenter: ExportedNetwork,
     inputs: Sequence[InputFile],
     journal: ProgressJournal,
     examples: int,
@@ -37,7 +38,7 @@ def write_outputs(
 
     Args:
         out: the output folder.
-        model: `config.json` of the export.
+        segmenter: the exported network.
         inputs: the files that were given.
         journal: of their results and failures.
         examples: how many X-rays the page shows.
@@ -52,9 +53,9 @@ def write_outputs(
     write_csv(out / "findings.csv", chain([HEADS], findings))
     failures = [[file.path, reason] for file in inputs if (reason := journal.failure(file))]
     write_csv(out / "failed.csv", [["file", "reason"], *failures])
-    read = (_read_example(file, journal.result(file)) for file in done[:examples])
+    read = (_read_example(file, journal.result(file), segmenter) for file in done[:examples])
     cards = [example for example in read if example]
-    report = _page_content(model, len(done), len(failures), len(cards))
+    report = _page_content(segmenter.config, len(done), len(failures), len(cards))
     write_prediction_page(out / "report.html", report, cards)
     return len(failures)
 
@@ -75,7 +76,9 @@ def _findings(file: InputFile, result: dict[str, Any]) -> list[list[Any]]:
     return rows
 
 
-def _read_example(file: InputFile, result: dict[str, Any]) -> Example | None:
+def _read_example(
+    file: InputFile, result: dict[str, Any], segmenter: ExportedNetwork
+) -> Example | None:
     try:
         radiograph = read_radiograph(file.path)
     except RadiographError:  # deleted since it was predicted
@@ -83,13 +86,15 @@ def _read_example(file: InputFile, result: dict[str, Any]) -> Example | None:
     thumbnails = [mask_thumbnail(decode_rle(result["rles"][name])) for name in PATHOLOGIES]
     pairs = zip(PATHOLOGIES, result["greatest"], result["areas"], strict=True)
     scores = {name: greatest for name, greatest, area in pairs if area}
-    return prediction_example(file.image_id, radiograph, thumbnails, scores)
+    seen = segmenter.letterbox(radiograph.image)[..., 0]
+    return prediction_example(file.image_id, radiograph, thumbnails, scores, seen)
 
 
 def _page_content(
     model: Mapping[str, Any], done: int, failed: int, examples: int
 ) -> dict[str, Any]:
-    settings = {name: model[name] for name in ("trained", "backbone", "image_size", "thresholds")}
+    names = ("trained", "backbone", "image_size", "photometry", "thresholds")
+    settings = {name: model[name] for name in names if name in model}
     return {
         "title": "CheXseg predictions",
         "subtitle": f"Ten pathologies drawn on {done:,} X-rays; {failed:,} files were left out.",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from chexseg_jax.images import content_slices, letterbox, unletterbox_plane
@@ -94,10 +94,11 @@ def prediction_example(
     radiograph: Radiograph,
     thumbnails: Sequence[Bool[np.ndarray, "s s"]],
     scores: dict[str, float],
+    seen: UInt8[np.ndarray, "h w"] | None = None,
 ) -> Example:
-    """Return an X-ray and the thumbnails of its masks as an example of a page."""
+    """Return an X-ray, the thumbnails of its masks and what the network saw as an example of a page."""
     image = letterbox(radiograph.image, SIDE)[..., 0]
-    return Example(image_id, image, {"prediction": np.stack(thumbnails, -1)}, scores)
+    return Example(image_id, image, {"prediction": np.stack(thumbnails, -1)}, scores, seen=seen)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

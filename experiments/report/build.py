@@ -196,7 +196,8 @@ def examples(run: Run, segmenter: Any) -> Sequence[Example]:
         layers["cam"] = upsampled(unpack(record["cam"]), side)
         layers["prediction"] = upsampled(unpack(record["run"]), side)
         image = letterbox(example["image"], side)[..., 0]
-        gallery.append(Example(image_id, image, layers, iou_by_name(record["ious"])))
+        seen = record["image"][..., 0]
+        gallery.append(Example(image_id, image, layers, iou_by_name(record["ious"]), seen=seen))
     return [*gallery, *_weak_examples(run, segmenter, side)]
 
 
@@ -236,13 +237,13 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     normalization = spec_of(finished(run.segmenter).path).normalization
     infer = jit_inference(MaskProbabilities(normalization), segmenter)
     predictions = (
-        prediction
+        row
         for batch, count in ordered_batches(
             letterboxed(Subset(run.data.train, indices), size), config.evaluation.batch_size
         )
-        for prediction in infer(batch["images"])[:count] > thresholds
+        for row in zip(batch["images"][:count], infer(batch["images"]) > thresholds, strict=False)
     )
-    for index, prediction in zip(indices, predictions, strict=True):
+    for index, (seen, prediction) in zip(indices, predictions, strict=True):
         masks, valid = pseudo[index].letterboxed(size)
         record = cams[index]
         positive = pathology_labels(record["labels"][None])[0] == 1
@@ -261,7 +262,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
             counts = overlap((masks > 0) & valid, letterbox_masks(hidden, size) * valid)
             scores = iou_by_name(counts.iou()[0])
         image = letterbox(run.data.train[index]["image"], side)[..., 0]
-        yield Example(image_id, image, layers, scores, weak=True)
+        yield Example(image_id, image, layers, scores, weak=True, seen=seen[..., 0])
 
 
 def _seeds(folder: StageFolder, indices: Sequence[int]) -> dict[int, Shaped[np.ndarray, "h h k"]]:

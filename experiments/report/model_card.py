@@ -59,12 +59,14 @@ def _use(config: Mapping[str, Any]) -> str:
 ```python
 from {module} import load_{kind}
 network = load_{kind}("this folder")
-outputs = network(images)  # uint8, b x {side} x {side} x 1: {OUTPUTS[kind]}
+images = network.letterbox(image)[None]  # of uint8, h x w x 1, to b x {side} x {side} x 1
+outputs = network(images)  # {OUTPUTS[kind]}
 ```
 
-Images are 8-bit gray and letterboxed to {side} x {side} pixels (long side scaled, centered, padded with
-black: `chexseg_jax.images.letterbox`). The network normalizes them by the mean {mean} and the standard
-deviation {std} of pixels on [0, 1]. `function.jax` needs only the packages `jax` and `flatbuffers`."""
+`letterbox` scales the long side of an 8-bit gray image to {side} pixels, treats its gray levels as in
+training (photometry: {config["photometry"]}), and pads it with black. The network normalizes images by
+the mean {mean} and the standard deviation {std} of pixels on [0, 1].
+`function.jax`, of images so treated, needs only the packages `jax` and `flatbuffers`."""
 
 
 def _data(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:

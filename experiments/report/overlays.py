@@ -82,6 +82,7 @@ class Example:
         scores: IoU with the expert mask by pathology, where defined: of the prediction, or of the
             pseudo-mask if the image is weakly labelled.
         weak: whether the image is weakly labelled.
+        seen: the letterboxed image that the network saw.
     """
 
     image_id: str
@@ -89,6 +90,7 @@ class Example:
     layers: dict[str, Bool[np.ndarray, "h w k"]]
     scores: dict[str, float]
     weak: bool = False
+    seen: UInt8[np.ndarray, "s s"] | None = None
 
     def __post_init__(self) -> None:
         """Check names and shapes."""
@@ -200,6 +202,7 @@ def example_card(example: Example) -> dict[str, Any]:
         "size": example.image.shape,
         "alt": alt_text(example),
         "image": data_uri(image_jpeg(example.image), "image/jpeg"),
+        "seen": None if example.seen is None else data_uri(image_jpeg(example.seen), "image/jpeg"),
         "masks": masks,
         "scores": [score for score in scores if score[2] is not None and np.isfinite(score[2])],
     }
@@ -220,6 +223,7 @@ def gallery(
     pathologies = sorted({k for e in examples for layer in layers for k in e.nonempty(layer)})
     members = {weak: [e for e in examples if e.weak == weak] for weak in groups}
     return {
+        "seen": any(e.seen is not None for e in examples),
         "layers": [(digit, layer) for digit, layer in enumerate(LAYERS, 1) if layer in layers],
         "pathologies": [(k, PATHOLOGIES[k]) for k in pathologies],
         "groups": [
