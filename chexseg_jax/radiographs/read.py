@@ -19,6 +19,7 @@ def read_radiograph(path: Path) -> Radiograph:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file starts with DICOM's preamble."""
+    """Return whether a file starts with DICOM's preamble, or with data elements if it has none."""
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        head = file.read(132)
+    return head[128:] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0")
