@@ -7,7 +7,6 @@ and `unletterbox` is its inverse. Downsampling is antialiased, unlike the releas
 are handled one pathology at a time: ten planes of a radiograph and their copies take 260 MB.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,9 +108,37 @@ def unletterbox_plane(
     return resize(np.ascontiguousarray(content, np.float32), height, width)
 
 
-def content_mask(sizes: Sequence[tuple[int, int]], size: int) -> Bool[np.ndarray, "b s s"]:
-    """Return the masks of the image content, without padding, in letterboxes of `size` pixels."""
-    inside = np.zeros((len(sizes), size, size), bool)
-    for mask, (height, width) in zip(inside, sizes, strict=True):
-        mask[content_slices(height, width, size)] = True
-    return inside
+def content_mask(images: UInt8[Array, "b h w 1"]) -> Bool[Array, "b h w"]:
+    """Return the content of letterboxes: the smallest box around an image's non-zero pixels.
+
+    From the pixels alone, so that it follows an augmented image; black margins count as padding.
+    """
+    lit = images[..., 0] > 0
+
+    def between(lines: Bool[Array, "b n"]) -> Bool[Array, "b n"]:
+        """Set whatever lies between the first and the last line that is set."""
+        return jnp.logical_and(jnp.cumsum(lines, 1) > 0, jnp.cumsum(lines[:, ::-1], 1)[:, ::-1] > 0)
+
+    return between(lit.any(2))[:, :, None] & between(lit.any(1))[:, None]
+
+
+def content_cells(
+    images: UInt8[Array, "b h w 1"], height: int, width: int
+) -> Bool[Array, "b height width"]:
+    """Return the cells of a coarser grid of which at least half is content."""
+    return content_fractions(content_mask(images), height, width) >= 0.5
+
+
+def content_fractions(
+    content: Bool[Array, "b h w"], height: int, width: int
+) -> Float[Array, "b height width"]:
+    """Return the fraction of each cell of a coarser grid that is content.
+
+    Raises:
+        ValueError: the grid does not divide the image.
+    """
+    b, h, w = content.shape
+    if h % height or w % width:
+        raise ValueError(f"{h} x {w} pixels do not divide into {height} x {width} cells")
+    cells = content.reshape(b, height, h // height, width, w // width)
+    return cells.astype(jnp.float32).mean((2, 4))

@@ -5,6 +5,8 @@ import pytest
 from chexseg_jax.images import (
     IMAGENET,
     XRV,
+    content_cells,
+    content_fractions,
     content_mask,
     content_slices,
     letterbox,
@@ -18,7 +20,7 @@ from chexseg_jax.masks import pack
 def test_a_letterbox_holds_the_image_in_its_middle(height, width):
     image = np.full((height, width, 1), 200, np.uint8)
     framed = letterbox(image, 32)
-    inside = content_mask([(height, width)], 32)[0]
+    inside = np.asarray(content_mask(jnp.asarray(framed)[None])[0])
     assert (framed[inside] == 200).all()
     assert (framed[~inside] == 0).all()
     rows, columns = content_slices(height, width, 32)
@@ -43,6 +45,23 @@ def test_masks_and_image_share_the_frame():
     masks, framed = letterbox_masks(bits, 32), letterbox(image, 32)
     assert masks[..., 3].any() and not masks[..., [0, 1, 2, 4, 5, 6, 7, 8, 9]].any()
     np.testing.assert_array_equal(masks[..., 3], framed[..., 0] >= 128)
+
+
+def test_content_follows_the_pixels_and_holds_the_dark_ones_inside():
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    images[0, 2:6, 1:7] = 9
+    images[0, 3:5, 2:4] = 0
+    expected = np.zeros((8, 8), bool)
+    expected[2:6, 1:7] = True
+    content = content_mask(jnp.asarray(images))
+    np.testing.assert_array_equal(content[0], expected)
+    assert not content[1].any()
+    np.testing.assert_array_equal(
+        content_fractions(content, 2, 4)[0], [[0.25, 0.5, 0.5, 0.25], [0.25, 0.5, 0.5, 0.25]]
+    )
+    assert content_cells(jnp.asarray(images), 2, 4)[0].tolist() == 2 * [[False, True, True, False]]
+    with pytest.raises(ValueError, match="do not divide"):
+        content_fractions(content, 3, 4)
 
 
 def test_normalisation():

@@ -15,9 +15,10 @@ from chexseg_jax.models.layers import BatchNorm, linear
 from chexseg_jax.models.spec import BackboneSpec, NetworkSpec
 from chexseg_jax.training.checkpoints import Checkpoints, restore, to_pure_dicts
 from chexseg_jax.training.data import shuffled_repeated
-from chexseg_jax.training.loop import NotFinite, fit, poly
+from chexseg_jax.training.loop import NotFinite, fit, learning_rates, poly
 from chexseg_jax.training.metrics_log import read_metrics
 from chexseg_jax.training.signals import SIGNALS, Stopped, raise_on_signals
+from chexseg_jax.training.step import moving_average
 
 
 class Net(nnx.Module):
@@ -114,6 +115,49 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path):
         for name in ("whole", "parts")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 12
+
+
+def test_averaged_weights_are_what_is_kept_and_resume_to_the_same_bits(tmp_path):
+    train(tmp_path / "raw")
+    train(tmp_path / "whole", average=0.9)
+    stops = iter([False, True])
+
+    def stop(model):
+        if next(stops):
+            raise KeyboardInterrupt
+        return {"score": 0.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", average=0.9, evaluate=stop)
+    train(tmp_path / "parts", average=0.9)
+    same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    logs = [
+        [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        for name in ("raw", "whole")
+    ]
+    assert logs[0] == logs[1]  # the average is beside the training, not in it
+    raw, averaged = (jax.tree.leaves(weights(tmp_path / name)) for name in ("raw", "whole"))
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(raw, averaged, strict=True))
+
+
+def test_a_moving_average_by_hand():
+    averages, values = (
+        {"w": jnp.array(1.0), "n": jnp.array(3)},
+        {"w": jnp.array(2.0), "n": jnp.array(4)},
+    )
+    early = moving_average(averages, values, 0.9, jnp.array(0))
+    assert float(early["w"]) == pytest.approx(1.9) and int(early["n"]) == 4
+    late = moving_average(averages, values, 0.9, jnp.array(1000))
+    assert float(late["w"]) == pytest.approx(1.1)
+
+
+def test_a_cosine_warms_up_and_ends_at_zero():
+    rates = learning_rates("cosine", 0.1, 100)
+    assert float(rates(0)) == 0.0 and float(rates(5)) == pytest.approx(0.1)
+    assert float(rates(52)) == pytest.approx(0.05, abs=0.002)
+    assert float(rates(100)) == pytest.approx(0.0, abs=1e-8)
+    assert learning_rates("constant", 0.1, 100) == 0.1
+    assert np.isfinite(float(learning_rates("cosine", 0.1, 1)(0)))
 
 
 class Interrupted(Rows):

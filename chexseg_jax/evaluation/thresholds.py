@@ -43,6 +43,21 @@ def choose_thresholds(sources: Sequence[Counts]) -> Float[np.ndarray, "k"]:
     return thresholds
 
 
+def pseudo_mask_thresholds(counts: Counts, fewest: int) -> Float[np.ndarray, "k"]:
+    """Choose each pathology's threshold on maps of n images with expert masks, by pooled IoU.
+
+    A pathology with fewer than `fewest` masks takes the choice for all pathologies together.
+    """
+    pooled = counts.pooled()
+    together = Counts(
+        pooled.intersection.sum(-1, keepdims=True),
+        pooled.predicted_area.sum(-1, keepdims=True),
+        pooled.target_area.sum(-1, keepdims=True),
+    )
+    scarce = (counts.target_area > 0).sum(0) < fewest
+    return np.where(scarce, choose_thresholds([together]), best_thresholds(pooled))
+
+
 @dataclass(frozen=True)
 class Gates:
     """The minimum probability of each pathology, and the mean IoU it was chosen for."""

@@ -6,22 +6,23 @@ Each function is a small frozen object, so that calling it again with other weig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
-from chexseg_jax.images import Normalization
+from chexseg_jax.images import Normalization, content_fractions, content_mask
 from chexseg_jax.losses import finding_logits
 from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, OBSERVATIONS
-from chexseg_jax.pseudolabels.gradcam import grad_cam
+from chexseg_jax.pseudolabels.gradcam import grad_cam, normalize_cams
 from chexseg_jax.runtime.cpu import compiler_options
 from chexseg_jax.runtime.sharding import local_mesh, replicated, shard_local
 
 Images = UInt8[Array, "b h w 1"]
+PATHOLOGY_OUTPUTS = np.asarray(OBSERVATION_OF_PATHOLOGY)
 
 
 @cache
@@ -58,6 +59,15 @@ def jit_sharded(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def classifier_outputs(
+    model: Any, images: Images, normalize: Normalization, *, train: bool = False
+) -> Float[Array, "b m"]:
+    """Return the outputs of a classifier's head, pooled without the letterbox's padding."""
+    features = model.features(normalize(images), train=train)
+    content = content_fractions(content_mask(images), *features.shape[1:3])
+    return model.classify(features, content)
+
+
 @dataclass(frozen=True)
 class Logits:
     """A classifier's logits of the fourteen observations."""
@@ -66,7 +76,7 @@ class Logits:
 
     def __call__(self, model: Any, images: Images) -> Float[Array, "b n"]:
         """Return the logits."""
-        outputs = model(self.normalize(images)).astype(jnp.float32)
+        outputs = classifier_outputs(model, images, self.normalize).astype(jnp.float32)
         return finding_logits(outputs, len(OBSERVATIONS))
 
 
@@ -81,23 +91,61 @@ class ObservationProbabilities:
         return jax.nn.sigmoid(Logits(self.normalize)(model, images))
 
 
+CamKind = Literal["grad-cam", "cell-probability"]
+"""Grad-CAM, as in the paper, or the probability that the head gives each cell by itself."""
+STRIDE = 32
+"""Sides of scaled images are multiples of this, so that cells divide them."""
+
+
 @dataclass(frozen=True)
 class Cams:
-    """A classifier's class activation maps and logits of the ten pathologies."""
+    """A classifier's class activation maps and logits of the ten pathologies.
+
+    Maps of several scales are averaged on the finest grid. Cells of padding are zero, and each map is
+    divided by its maximum.
+    """
 
     normalize: Normalization
+    kind: CamKind = "grad-cam"
+    scales: tuple[float, ...] = (1.0,)
+    """Sides of the classified images, in sides of the letterbox; the logits are of the first."""
 
     def __call__(
         self, model: Any, images: Images
     ) -> tuple[Float[Array, "b fh fw k"], Float[Array, "b k"]]:
         """Return (maps, logits)."""
+        content = content_mask(images)
+        results = [self._of_scale(model, images, content, scale) for scale in self.scales]
+        maps = [cams for cams, _, _ in results]
+        shape = max(cams.shape for cams in maps)
+        mean = sum(jax.image.resize(cams, shape, "linear") for cams in maps)
+        weights = max((weights for _, _, weights in results), key=lambda array: array.shape)
+        return normalize_cams(mean * (weights > 0)[..., None]), results[0][1]
+
+    def _of_scale(
+        self, model: Any, images: Images, content: Bool[Array, "b h w"], scale: float
+    ) -> tuple[Float[Array, "b fh fw k"], Float[Array, "b k"], Float[Array, "b fh fw"]]:
+        """Return maps, logits and the fraction of each cell that is content."""
+        sides = tuple(max(1, round(n * scale / STRIDE)) * STRIDE for n in images.shape[1:3])
+        pixels = self.normalize(images)
+        if sides != images.shape[1:3]:
+            pixels = jax.image.resize(pixels, (len(images), *sides, 3), "linear")
+            content = jax.image.resize(content.astype(jnp.float32), (len(images), *sides), "linear")
+            content = content > 0.5
+        features = model.features(pixels)
+        weights = content_fractions(content, *features.shape[1:3])
 
         def classify(features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
-            return finding_logits(model.classify(features), len(OBSERVATIONS))
+            return finding_logits(model.classify(features, weights), len(OBSERVATIONS))
 
-        features = model.features(self.normalize(images))
-        cams, logits = grad_cam(features, classify, OBSERVATION_OF_PATHOLOGY)
-        return cams, logits[:, np.asarray(OBSERVATION_OF_PATHOLOGY)].astype(jnp.float32)
+        if self.kind == "grad-cam":
+            cams, logits = grad_cam(features, classify, OBSERVATION_OF_PATHOLOGY)
+            cams = normalize_cams(cams * (weights > 0)[..., None])
+        else:
+            logits, cells = classify(features), model.cell_logits(features).astype(jnp.float32)
+            flat = finding_logits(cells.reshape(-1, cells.shape[-1]), len(OBSERVATIONS))
+            cams = jax.nn.sigmoid(flat).reshape(*cells.shape[:3], -1)[..., PATHOLOGY_OUTPUTS]
+        return cams, logits[:, PATHOLOGY_OUTPUTS].astype(jnp.float32), weights
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,14 @@ class Backbone(Protocol):
         """Return the last stage's map, the input of `classify`."""
         ...
 
-    def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
-        """Return a logit for every output."""
+    def classify(
+        self, features: Float[Array, "b fh fw c"], content: Float[Array, "b fh fw"] | None = None
+    ) -> Float[Array, "b n"]:
+        """Return a logit for every output; `content` is the part of each cell that is image."""
+        ...
+
+    def cell_logits(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b fh fw n"]:
+        """Return the head's logits of every cell by itself."""
         ...
 
     def __call__(

@@ -24,6 +24,7 @@ from chexseg_jax.models.layers import (
     max_pool,
     moments_of,
 )
+from chexseg_jax.models.pooling import GAP, Pooling
 
 
 class DenseLayer(nnx.Module):
@@ -83,6 +84,7 @@ class DenseNet(nnx.Module):
         stem: int = 64,
         bottleneck: int = 4,
         output_stride: int = 32,
+        pooling: Pooling = GAP,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -108,6 +110,7 @@ class DenseNet(nnx.Module):
             width += layers * growth
             widths.append(width)
         self.norm = BatchNorm(width, dtype=dtype)
+        self.pooling = pooling
         self.head = linear(width, outputs, bias=False, rngs=rngs)
         self.channels = (widths[0], widths[1], widths[2], widths[3], widths[4])
 
@@ -133,9 +136,15 @@ class DenseNet(nnx.Module):
         """Return the last norm's output, before its ReLU (torchvision's `norm5`)."""
         return self.stages(images, train=train)[-1]
 
-    def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
-        """Return logits: ReLU, mean over the cells, linear map."""
-        return self.head(jax.nn.relu(features.astype(jnp.float32)).mean((1, 2)))
+    def classify(
+        self, features: Float[Array, "b fh fw c"], content: Float[Array, "b fh fw"] | None = None
+    ) -> Float[Array, "b n"]:
+        """Return logits: ReLU, linear map and pooling of the cells."""
+        return self.pooling(jax.nn.relu(features.astype(jnp.float32)), self.head, content)
+
+    def cell_logits(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b fh fw n"]:
+        """Return the logits of every cell."""
+        return self.head(jax.nn.relu(features.astype(jnp.float32)))
 
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False

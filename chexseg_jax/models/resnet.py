@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from chexseg_jax.models.backbone import Stages, is_dilated
 from chexseg_jax.models.initializers import he_normal_fan_out
 from chexseg_jax.models.layers import BatchNorm, Conv, linear, max_pool
+from chexseg_jax.models.pooling import GAP, Pooling
 
 
 class Block(nnx.Module):
@@ -81,6 +82,7 @@ class ResNet(nnx.Module):
         bottleneck: bool = False,
         width: int = 64,
         output_stride: int = 32,
+        pooling: Pooling = GAP,
         dilated: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -93,6 +95,7 @@ class ResNet(nnx.Module):
             bottleneck: whether blocks are bottlenecks, as from ResNet-50 on.
             width: channels of the stem.
             output_stride: 16 or 32; at 16 the last layer does not stride.
+            pooling: of the cells of the last layer.
             dilated: whether the last layer then dilates its 3 x 3 convolutions by two, as in
                 DeepLabV3+, or not, as in IRNet.
             dtype: of the computation.
@@ -120,6 +123,7 @@ class ResNet(nnx.Module):
                 layer.append(block)
                 channels = expansion * (width << index)
             self.layers.append(layer)
+        self.pooling = pooling
         self.head = linear(channels, outputs, rngs=rngs)
         first = expansion * width
         self.channels = (width, first, 2 * first, 4 * first, 8 * first)
@@ -145,9 +149,15 @@ class ResNet(nnx.Module):
         """Return the last layer's output."""
         return self.stages(images, train=train)[-1]
 
-    def classify(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b n"]:
-        """Return logits: mean over the cells, linear map."""
-        return self.head(features.astype(jnp.float32).mean((1, 2)))
+    def classify(
+        self, features: Float[Array, "b fh fw c"], content: Float[Array, "b fh fw"] | None = None
+    ) -> Float[Array, "b n"]:
+        """Return logits: linear map and pooling of the cells."""
+        return self.pooling(features.astype(jnp.float32), self.head, content)
+
+    def cell_logits(self, features: Float[Array, "b fh fw c"]) -> Float[Array, "b fh fw n"]:
+        """Return the logits of every cell."""
+        return self.head(features.astype(jnp.float32))
 
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False

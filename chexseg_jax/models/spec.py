@@ -14,6 +14,7 @@ from chexseg_jax.images import CHEXPERT, IMAGENET, XRV, Normalization
 from chexseg_jax.models.deeplab import DeepLabV3Plus
 from chexseg_jax.models.densenet import DenseNet
 from chexseg_jax.models.irnet import IRNet
+from chexseg_jax.models.pooling import GAP, Pooling
 from chexseg_jax.models.resnet import ResNet
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.photometry import TABLES, Photometry
@@ -53,6 +54,7 @@ def build_backbone(
     key: jax.Array,
     *,
     output_stride: int = 32,
+    pooling: Pooling = GAP,
     dilated: bool = True,
 ) -> DenseNet | ResNet:
     """Build a backbone with fresh weights; `dilated` is as in `ResNet`."""
@@ -64,6 +66,7 @@ def build_backbone(
             growth=spec.growth,
             stem=spec.width,
             output_stride=output_stride,
+            pooling=pooling,
             dtype=dtype,
             rngs=rngs,
         )
@@ -73,6 +76,7 @@ def build_backbone(
         bottleneck=spec.bottleneck,
         width=spec.width,
         output_stride=output_stride,
+        pooling=pooling,
         dilated=dilated,
         dtype=dtype,
         rngs=rngs,
@@ -105,6 +109,8 @@ class NetworkSpec:
     """Of a segmenter."""
     photometry: Photometry = "as-is"
     """What was done to the grey levels of the images that it was trained on."""
+    pooling: Pooling = GAP
+    """Of a classifier's cells."""
 
     def build(self, seed: int = 0, backbone: Any | None = None) -> Any:
         """Build the network with fresh weights, on a trained backbone if one is given.
@@ -118,6 +124,7 @@ class NetworkSpec:
                 self.outputs,
                 jax.random.key(seed),
                 output_stride=self.output_stride,
+                pooling=self.pooling,
                 dilated=self.dilated,
             )
         if self.kind == "classifier":
@@ -145,7 +152,7 @@ class NetworkSpec:
             KeyError, TypeError, AttributeError: a key is missing or of another kind.
             ValueError: the photometry is unknown.
         """
-        content = {"photometry": "as-is", **content}  # older ones do not say it
+        content = {"photometry": "as-is", "pooling": {}, **content}  # older ones do not say it
         values = {name: content[name] for name in cls.__dataclass_fields__}
         if values["photometry"] not in TABLES:
             raise ValueError(f"photometry {values['photometry']!r:.80} is unknown to this version")
@@ -157,5 +164,6 @@ class NetworkSpec:
             "backbone": BackboneSpec(**{**backbone, "blocks": tuple(backbone["blocks"])}),
             "normalization": Normalization(**statistics),
             "decoder": decoder,
+            "pooling": Pooling(**values["pooling"]),
         }
         return cls(**values)

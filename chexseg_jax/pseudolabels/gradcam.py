@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def grad_cam(
@@ -42,7 +42,13 @@ def normalize_cams(cams: Float[Array, "b fh fw k"]) -> Float[Array, "b fh fw k"]
     return cams / jnp.where(peaks > 0, peaks, 1)
 
 
-def upsample_cams(cams: Float[Array, "b fh fw k"], size: int) -> Float[Array, "b size size k"]:
-    """Divide maps by their maximum and upsample them bilinearly to a square of `size` cells."""
-    shape = (cams.shape[0], size, size, cams.shape[-1])
-    return jax.image.resize(normalize_cams(cams.astype(jnp.float32)), shape, "linear")
+def upsample_cams(
+    cams: Float[Array, "b fh fw k"], content: Bool[Array, "b h w"]
+) -> Float[Array, "b h w k"]:
+    """Upsample maps bilinearly, set them to zero outside the content, and divide them by their maximum.
+
+    Padding is no image: a map's peak there would lower everything inside.
+    """
+    shape = (*content.shape, cams.shape[-1])
+    maps = jax.image.resize(cams.astype(jnp.float32), shape, "linear")
+    return normalize_cams(maps * content[..., None])

@@ -5,13 +5,12 @@ of 256 grey levels, and fills the holes of every region. It leaves the scale of 
 here such a map gives an empty mask.
 """
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from scipy import ndimage
 
-from chexseg_jax.images import resize
-from chexseg_jax.pseudolabels.gradcam import normalize_cams, upsample_cams
+from chexseg_jax.images import content_cells, content_mask, resize
+from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.pseudolabels.random_walk import random_walk
 
 LEVELS = 256
@@ -19,29 +18,26 @@ EPSILON = float(np.finfo(np.float32).eps)
 """A fraction of pixels that counts as zero."""
 
 
-def walk_to_masks(
+def walked_cams(
     cams: Float[Array, "b fh fw k"],
     boundaries: Float[Array, "b h w"],
-    size: int,
+    images: UInt8[Array, "b s s 1"],
     *,
     radius: int,
     beta: float,
     steps: int,
-    threshold: float,
-) -> Bool[Array, "b size size k"]:
-    """Spread maps by a random walk and threshold them, divided by their maximum, at `size` pixels."""
-    maps = random_walk(
-        upsample_cams(cams, boundaries.shape[1]), boundaries, radius=radius, beta=beta, steps=steps
-    )
-    shape = (maps.shape[0], size, size, maps.shape[-1])
-    return normalize_cams(jax.image.resize(maps, shape, "linear")) > threshold
+) -> Float[Array, "b s s k"]:
+    """Spread maps by a random walk; return them at the images' size, divided by their maximum."""
+    height, width = boundaries.shape[1:]
+    maps = upsample_cams(cams, content_cells(images, height, width))
+    maps = random_walk(maps, boundaries, radius=radius, beta=beta, steps=steps)
+    return upsample_cams(maps, content_mask(images))
 
 
-def cams_to_masks(
-    cams: Float[Array, "b fh fw k"], size: int, threshold: float
-) -> Bool[Array, "b size size k"]:
-    """Threshold maps, upsampled to `size` pixels and divided by their maximum."""
-    return normalize_cams(upsample_cams(cams, size)) > threshold
+def otsu_masks(maps: Float[np.ndarray, "s s k"]) -> Bool[np.ndarray, "s s k"]:
+    """Threshold each map at Otsu's level of its own."""
+    levels = [grey_levels(maps[..., k]) for k in range(maps.shape[-1])]
+    return np.stack([level > otsu(level) for level in levels], -1)
 
 
 def min_max(heatmap: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from chexseg_jax.evaluation.metrics import auroc, mean_of
-from chexseg_jax.inference.apply import Logits, jit_inference
+from chexseg_jax.inference.apply import Logits, classifier_outputs, jit_inference
 from chexseg_jax.losses import Policy, classification_loss, policies_of
+from chexseg_jax.models.pooling import GAP, Pooling
 from chexseg_jax.models.spec import NORMALIZATIONS, BackboneSpec, NetworkSpec, NormalizationName
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS
 from chexseg_jax.photometry import Photometry
@@ -29,7 +30,7 @@ from chexseg_jax.training.data import (
     ordered_batches,
     shuffled_repeated,
 )
-from chexseg_jax.training.loop import fit
+from chexseg_jax.training.loop import Schedule, fit, learning_rates
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
@@ -44,12 +45,14 @@ class ClassifierConfig:
     policy: Policy | Literal["per-finding"] = "ignore"
     """How uncertain labels are used; `per-finding` is the CheXpert paper's choice."""
     output_stride: int = 32  # pixels per CAM cell: 32, or 16 with a dilated last block
+    pooling: Pooling = GAP
     normalization: NormalizationName = "imagenet"
     init: Path | None = None
     """A PyTorch file to start from: torchvision, torchxrayvision, Lightning or MoCo-CXR."""
     init_head: bool = False
     """Whether to load that file's head too, if it classifies the same observations."""
     learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
     batch_size: int = 16
     epochs: float = 3.0
     every: int = 300  # steps between validations: the paper's 4,800 images
@@ -57,6 +60,8 @@ class ClassifierConfig:
     exposure: float | None = None
     """Random contrast within this share and brightness within half of it; `augment` if not given."""
     gamma: float = 0.0  # random exponent of grey levels, from 2^-gamma to 2^gamma
+    average: float = 0.0
+    """Decay of a moving average of the weights, which is then the trained network; 0 for none."""
 
     def network_spec(self, image_size: int, photometry: Photometry = "as-is") -> NetworkSpec:
         """Return the specification of the classifier that these settings train."""
@@ -69,6 +74,7 @@ class ClassifierConfig:
             image_size=image_size,
             normalization=NORMALIZATIONS[self.normalization],
             photometry=photometry,
+            pooling=self.pooling,
         )
 
     def for_teacher(self) -> "ClassifierConfig":
@@ -85,7 +91,7 @@ def objective(config: ClassifierConfig, teacher_graph: nnx.GraphDef | None = Non
         if teacher_graph is not None:
             teacher = nnx.merge(teacher_graph, context)
             teacher_probs = jax.nn.sigmoid(Logits(normalize)(teacher, batch["images"]))
-        outputs = model(normalize(batch["images"]), train=True)
+        outputs = classifier_outputs(model, batch["images"], normalize, train=True)
         return classification_loss(outputs, batch["labels"], policies, teacher_probs), {}
 
     return loss_of
@@ -163,7 +169,7 @@ def run(
             gamma=config.gamma,
         ),
         objective(config, teacher_graph),
-        optax.adam(config.learning_rate),
+        optax.adam(learning_rates(config.schedule, config.learning_rate, steps)),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,
@@ -171,6 +177,7 @@ def run(
         every=config.every,
         key=jax.random.key(seed),
         evaluate=evaluate,
+        average=config.average,
         context=context,
     )
     model = restore(folder.path, spec)

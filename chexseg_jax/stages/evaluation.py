@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from chexseg_jax.evaluation.chexlocalize import (
     read_thresholds,
@@ -36,7 +35,7 @@ from chexseg_jax.evaluation.scoring import (
     write_csvs,
 )
 from chexseg_jax.evaluation.thresholds import Gates, best_gates, choose_thresholds
-from chexseg_jax.images import Normalization, letterbox_masks
+from chexseg_jax.images import Normalization, content_mask, letterbox_masks
 from chexseg_jax.inference.apply import (
     Cams,
     MaskProbabilities,
@@ -98,20 +97,25 @@ def location_prior(source: Source, size: int) -> Maps:
     return (total / np.maximum(n_present, 1)).astype(np.float32)[None]
 
 
+@dataclass(frozen=True)
+class ProbableCams:
+    """Class activation maps at the images' size, times the probability of the pathology."""
+
+    cams: Cams
+
+    def __call__(self, model: Any, images: UInt8[Array, "b s s 1"]) -> Float[Array, "b s s k"]:
+        """Return the products."""
+        maps, logits = self.cams(model, images)
+        return upsample_cams(maps, content_mask(images)) * jax.nn.sigmoid(logits)[:, None, None]
+
+
 def methods_of(
-    segmenter: Any, classifier: Any, normalization: Normalization, prior: Maps, size: int
+    segmenter: Any, classifier: Any, normalization: Normalization, prior: Maps, cams: Cams
 ) -> dict[str, Method]:
     """Return the methods to compare by name."""
-    cams = jit_inference(Cams(normalization), classifier)
-
-    def cam_probs(images: UInt8[np.ndarray, "b s s 1"]) -> Maps:
-        maps, logits = cams(images)
-        probs = 1 / (1 + np.exp(-logits[:, None, None]))
-        return np.asarray(upsample_cams(jnp.asarray(maps), size)) * probs
-
     return {
         "run": jit_inference(MaskProbabilities(normalization), segmenter),
-        "cam": cam_probs,
+        "cam": jit_inference(ProbableCams(cams), classifier),
         "prior": lambda images: np.repeat(prior, len(images), 0),
     }
 
@@ -169,6 +173,7 @@ def run(
     segmenter: Any,
     classifier: Any,
     normalization: Normalization,
+    cams: Cams,
     expert_train: Source,
     expert_val: Source,
     test: Source,
@@ -177,7 +182,7 @@ def run(
 ) -> None:
     """Write `metrics.json`, CheXlocalize's files for this run, and examples for the report."""
     prior = location_prior(expert_train, image_size)
-    methods = methods_of(segmenter, classifier, normalization, prior, image_size)
+    methods = methods_of(segmenter, classifier, normalization, prior, cams)
     counts = [
         count_methods(methods, source, image_size, config.batch_size)
         for source in (expert_val, expert_train)

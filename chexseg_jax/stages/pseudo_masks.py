@@ -1,46 +1,88 @@
-"""Make pseudo-masks: random walk of the maps, a threshold, and the image's own labels.
+"""Make pseudo-masks: random walk of the maps, thresholds, and the image's own labels.
 
 The release writes masks of all ten pathologies for every image, and full ones where a map is zero. Here
 a finding gets a mask only where its label is positive and its probability reaches the gate; an uncertain
 finding is marked as ignored; a map of zeros gives an empty mask.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
-from chexseg_jax.images import Normalization
+from chexseg_jax.evaluation.metrics import Counts, count, stack, threshold_bins
+from chexseg_jax.evaluation.thresholds import pseudo_mask_thresholds
+from chexseg_jax.images import Normalization, content_mask
 from chexseg_jax.inference.apply import Boundaries, jit_inference, jit_sharded
-from chexseg_jax.pathologies import pathology_labels
+from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
+from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.pseudolabels.storage import PseudoMasks, write_pseudo_masks
-from chexseg_jax.pseudolabels.thresholds import cams_to_masks, walk_to_masks
+from chexseg_jax.pseudolabels.thresholds import otsu_masks, walked_cams
+from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import RecordReader, StageFolder, missing_shards
 from chexseg_jax.training.data import Source, Subset, letterboxed, ordered_batches
 
-VERSION = 2
+VERSION = 3
+
+Maps = Float[np.ndarray, "b s s k"]
+MapsOf = Callable[[Float[np.ndarray, "b fh fw k"], UInt8[np.ndarray, "b s s 1"]], Maps]
+"""Maps at the size of the letterbox, divided by their maximum, from class activation maps and images."""
 
 
 @dataclass(frozen=True)
 class PseudoMasksConfig:
-    """The walk and the thresholds; the defaults are CheXseg's code (the paper is silent)."""
+    """The walk and the thresholds; the walk's defaults are CheXseg's code (the paper is silent)."""
 
     radius: int = 3  # cells of stride 4
     beta: float = 5.0
     steps: int = 8
+    thresholds: Literal["fixed", "otsu", "chosen"] = "fixed"
+    """fixed: the two below; otsu: of each map; chosen: of each pathology, by IoU on expert-train."""
     threshold: float = 0.6  # of the walked map, divided by its maximum
     cam_threshold: float = 0.4
     """Of the map itself; CheXlocalize's most frequent choice, where the release takes Otsu's."""
+    fewest: int = 8
+    """Expert masks that a pathology needs for a chosen threshold of its own."""
     gate: float = 0.0  # minimum probability of a finding that gets a mask
     batch_size: int = 16
+
+
+def maps_of(config: PseudoMasksConfig, irnet: Any | None, normalization: Normalization) -> MapsOf:
+    """Return the maps that are thresholded: walked along IRNet's boundaries, or as they are."""
+    if irnet is None:
+        return jit_sharded(lambda cams, images: upsample_cams(cams, content_mask(images)))
+    boundaries = jit_inference(Boundaries(normalization), irnet)
+    walk = jit_sharded(
+        partial(walked_cams, radius=config.radius, beta=config.beta, steps=config.steps)
+    )
+    return lambda cams, images: walk(cams, boundaries(images), images)
+
+
+def choose(
+    config: PseudoMasksConfig,
+    maps: MapsOf,
+    cams_of: Callable[[Any], tuple[Any, Any]],
+    experts: Source,
+    image_size: int,
+) -> Float[np.ndarray, "k"]:
+    """Choose the thresholds on the maps of images with expert masks, of findings labelled positive."""
+    shard = Subset(experts, shard_for_process(len(experts)))
+    counts: list[Counts] = []
+    for batch, number in ordered_batches(letterboxed(shard, image_size), config.batch_size):
+        positive = pathology_labels(batch["labels"])[:, None, None] == 1
+        bins = threshold_bins(maps(cams_of(batch["images"])[0], batch["images"]) * positive)
+        counts += map(count, bins[:number], (batch["masks"] * positive)[:number])
+    return pseudo_mask_thresholds(all_gather(stack(counts), len(experts)), config.fewest)
 
 
 def run(
     config: PseudoMasksConfig,
     *,
-    irnet: Any | None,
-    normalization: Normalization,
+    maps: MapsOf,
+    thresholds: Float[np.ndarray, "k"] | None,
     cams: RecordReader,
     images: Source,
     image_size: int,
@@ -48,20 +90,21 @@ def run(
 ) -> None:
     """Write `masks-*.jsonl`: each image's id, size in the letterbox, and run lengths.
 
-    Without an IRNet the masks are the maps above a threshold (the paper's CAM rows).
+    Args:
+        config: gate and batch size.
+        maps: see `maps_of`.
+        thresholds: of each pathology, or None for Otsu's of every map.
+        cams: class activation maps of the images.
+        images: images with labels.
+        image_size: side of the letterbox, pixels.
+        folder: where the masks go.
     """
-    boundaries = jit_inference(Boundaries(normalization), irnet) if irnet is not None else None
-    walk = jit_sharded(
-        partial(
-            walk_to_masks,
-            size=image_size,
-            radius=config.radius,
-            beta=config.beta,
-            steps=config.steps,
-            threshold=config.threshold,
-        )
-    )
-    plain = jit_sharded(partial(cams_to_masks, size=image_size, threshold=config.cam_threshold))
+
+    def masks_of(values: Maps) -> Bool[np.ndarray, "b s s k"]:
+        if thresholds is None:
+            return np.stack([otsu_masks(value) for value in values])
+        return values > thresholds.astype(np.float32)
+
     for path, indices in missing_shards(folder, "masks", len(images), "jsonl"):
         records = [cams[index] for index in indices]
         labels = pathology_labels(np.stack([record["labels"] for record in records]))
@@ -74,13 +117,13 @@ def run(
         positive = np.flatnonzero(masked.any(-1))
         source = letterboxed(Subset(images, positive + indices.start), image_size)
         done = 0
-        for batch, count in ordered_batches(source, config.batch_size):
-            rows = positive[done : done + count]
-            maps = np.stack([records[i]["cams"] for i in np.resize(rows, config.batch_size)])
-            maps = maps.astype(np.float32)
-            batch_masks = walk(maps, boundaries(batch["images"])) if boundaries else plain(maps)
-            for row, mask in zip(rows, batch_masks, strict=False):
+        for batch, number in ordered_batches(source, config.batch_size):
+            rows = positive[done : done + number]
+            stored = np.stack([records[i]["cams"] for i in np.resize(rows, config.batch_size)])
+            values = maps(stored.astype(np.float32), batch["images"])[:number]
+            for row, mask in zip(rows, masks_of(values), strict=True):
                 masks[row].draw(mask, masked[row])
-            done += count
+            done += number
         write_pseudo_masks(path, masks, image_size)
-    folder.finish(images=len(images))
+    named = None if thresholds is None else dict(zip(PATHOLOGIES, thresholds.tolist(), strict=True))
+    folder.finish(images=len(images), thresholds=named)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from chexseg_jax.images import content_cells
 from chexseg_jax.inference.apply import jit_sharded
 from chexseg_jax.pathologies import pathology_labels
 from chexseg_jax.pseudolabels.crf import CrfConfig, seeds_from_cams
@@ -26,7 +27,7 @@ from chexseg_jax.runtime.stage_folder import (
 )
 from chexseg_jax.training.data import Source, Subset, letterboxed, ordered_batches
 
-VERSION = 1
+VERSION = 2
 STRIDE = 4
 """Pixels between seeds: IRNet's output stride."""
 
@@ -40,6 +41,13 @@ class SeedsConfig:
     crf: CrfConfig = field(default_factory=CrfConfig)
     batch_size: int = 16
 
+    def __post_init__(self) -> None:
+        if not 0 < self.background < self.foreground < 1:
+            raise ValueError(
+                f"--seeds.background must be above 0 and below --seeds.foreground, which must be "
+                f"below 1; got {self.background} and {self.foreground}"
+            )
+
 
 def _seeds(
     cams: Float[Array, "b fh fw k"],
@@ -48,9 +56,10 @@ def _seeds(
     config: SeedsConfig,
 ) -> Int[Array, "b h w k"]:
     side = images.shape[1] // STRIDE
+    content = content_cells(images, side, side)
     small = jax.image.resize(images.astype(jnp.float32), (images.shape[0], side, side, 1), "linear")
-    return seeds_from_cams(
-        upsample_cams(cams, side),
+    seeds = seeds_from_cams(
+        upsample_cams(cams, content),
         small,
         labels,
         config.crf,
@@ -58,6 +67,7 @@ def _seeds(
         background=config.background,
         stride=STRIDE,
     )
+    return jnp.where(content[..., None], seeds, -1).astype(jnp.int8)  # nothing is known of padding
 
 
 def run(

@@ -36,7 +36,7 @@ from chexseg_jax.training.data import (
     sample_indices,
     shuffled_repeated,
 )
-from chexseg_jax.training.loop import fit
+from chexseg_jax.training.loop import Schedule, fit, learning_rates
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
@@ -55,6 +55,7 @@ class SegmenterConfig:
     init: Path | None = None
     """A PyTorch file to start the whole segmenter from (smp's `best_model.pth`)."""
     learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
     batch_size: int = 8
     epochs: float = 20.0  # of expert and pseudo-masks together
     every: int = 200  # steps between validations
@@ -62,6 +63,8 @@ class SegmenterConfig:
     exposure: float | None = None
     """Random contrast within this share and brightness within half of it; `augment` if not given."""
     gamma: float = 0.0  # random exponent of grey levels, from 2^-gamma to 2^gamma
+    average: float = 0.0
+    """Decay of a moving average of the weights, which is then the trained network; 0 for none."""
     maps: int | None = None
     """How many pseudo-masks to use, sampled by the seed; all of them if not given."""
 
@@ -150,18 +153,20 @@ def run(
             source, seed, strength=config.augment, exposure=config.exposure, gamma=config.gamma
         )
 
+    steps = training_steps(config, len(expert_train), len(images))
     best = fit(
         model,
         mix(dataset(experts, seed), dataset(weak, seed + 1), rho, seed),
         objective(spec.normalization),
-        optax.adam(config.learning_rate),
+        optax.adam(learning_rates(config.schedule, config.learning_rate, steps)),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,
-        steps=training_steps(config, len(expert_train), len(images)),
+        steps=steps,
         every=config.every,
         key=jax.random.key(seed),
         evaluate=evaluate,
+        average=config.average,
     )
     folder.finish(
         **best,

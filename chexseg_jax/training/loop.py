@@ -8,7 +8,7 @@ statistics per device.) The order is: evaluate, save, load a batch, step, log.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import jax
@@ -43,6 +43,19 @@ def poly(rate: float, steps: int, power: float = 0.9) -> optax.Schedule:
     return optax.polynomial_schedule(rate, 0.0, power, steps)
 
 
+Schedule = Literal["constant", "cosine"]
+"""The learning rate over a training: constant, or warmed up over 5 % of it, then a half cosine to 0."""
+WARMUP = 0.05
+
+
+def learning_rates(schedule: Schedule, rate: float, steps: int) -> optax.ScalarOrSchedule:
+    """Return the learning rate of every step, for an optimizer."""
+    if schedule == "constant":
+        return rate
+    warmup = max(1, round(WARMUP * steps))
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(warmup + 1, steps))
+
+
 def fit(
     model: nnx.Module,
     examples: grain.MapDataset,
@@ -58,6 +71,7 @@ def fit(
     evaluate: Callable[[nnx.Module], dict[str, float]] | None = None,
     trained: nnx.filterlib.Filter = nnx.Param,
     context: Any = None,
+    average: float = 0.0,
 ) -> dict[str, float]:
     """Train a model and return the score and step of its best checkpoint.
 
@@ -76,6 +90,8 @@ def fit(
             is the best.
         trained: filter of the variables that the optimizer updates.
         context: passed to the objective as an argument of the jitted step.
+        average: decay of an exponential moving average of weights and statistics, which is what
+            `evaluate` sees and checkpoints hold; 0 for none.
 
     Raises:
         NotFinite: a loss, a gradient or a weight is NaN or infinite. The state before that step is
@@ -84,19 +100,24 @@ def fit(
     """
     wait_for_all(f"train {folder.name}")
     mesh = global_mesh()
-    graph, state = init_state(model, optimizer, trained)
+    graph, state = init_state(model, optimizer, trained, average)
     # Through the host, because no process can place arrays on another's devices. Copied, because a step
     # donates its input state's buffers, and the model is the caller's.
     state, context = jax.device_put(jax.device_get((state, context)), replicated(mesh))
     state = jax.tree.map(jnp.copy, state)
-    train_step = make_step(graph, objective, optimizer, key, trained)
+    train_step = make_step(graph, objective, optimizer, key, trained, average)
 
     def merge_model(state: Any) -> nnx.Module:
-        return nnx.merge(graph, state["params"], state["frozen"], copy=True)
+        weights = state["averages"] if average else state
+        return nnx.merge(graph, weights["params"], weights["frozen"], copy=True)
+
+    def resumed_only(state: Any) -> Any:
+        """Return what a training needs to resume and a trained network does not hold."""
+        return (state["opt_state"], *((state["params"], state["frozen"]) if average else ()))
 
     def checkpoint_items(state: Any) -> dict[str, Any]:
         _, parameters, statistics = to_pure_dicts(merge_model(state))
-        opt_state = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state["opt_state"]))}
+        opt_state = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(resumed_only(state)))}
         items = {"parameters": parameters, "statistics": statistics, "optimiser": opt_state}
         # Copied, because the next step may reuse the state's buffers while Orbax is writing.
         return jax.tree.map(jnp.copy, items)
@@ -105,8 +126,12 @@ def fit(
         restored = merge_state(merge_model(state), items["parameters"], items["statistics"])
         _, params, frozen = split_state(restored, trained)
         leaves = [items["optimiser"][str(i)] for i in range(len(items["optimiser"]))]
-        opt_state = jax.tree.unflatten(jax.tree.structure(state["opt_state"]), leaves)
-        return {**state, "params": params, "frozen": frozen, "opt_state": opt_state}
+        rest = jax.tree.unflatten(jax.tree.structure(resumed_only(state)), leaves)
+        resumed = {**state, "params": params, "frozen": frozen, "opt_state": rest[0]}
+        if average:
+            resumed["averages"] = {"params": params, "frozen": frozen}
+            resumed["params"], resumed["frozen"] = rest[1:]
+        return resumed
 
     def report_not_finite(step: int, quantity: str) -> str:
         """List the step's images in `not_finite.json` and return the error message."""

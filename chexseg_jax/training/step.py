@@ -48,20 +48,40 @@ def is_finite(tree: Any) -> Bool[Array, ""]:
 
 
 def init_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, trained: nnx.filterlib.Filter
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    trained: nnx.filterlib.Filter,
+    average: float = 0.0,
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Return a model's graph, and the initial state of its training.
 
     The state holds `params` that are trained, `frozen` variables (batch statistics among them),
-    `opt_state`, and `all_finite`.
+    `opt_state`, `all_finite`, and, where weights are averaged, `averages` of the first two.
     """
     graph, params, frozen = split_state(model, trained)
-    return graph, {
+    averages = {"averages": {"params": params, "frozen": frozen}} if average else {}
+    return graph, averages | {
         "params": params,
         "frozen": frozen,
         "opt_state": optimizer.init(params),
         "all_finite": jnp.ones((), bool),
     }
+
+
+def moving_average(averages: Any, values: Any, decay: float, step: Int[Array, ""]) -> Any:
+    """Return exponential moving averages after one more step; numbers that are not real are replaced.
+
+    The decay rises as (1 + step) / (10 + step) to its value, so that the initial weights are soon
+    forgotten.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def average(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return (old + rate * (new.astype(jnp.float32) - old)).astype(new.dtype)
+
+    return jax.tree.map(average, averages, values)
 
 
 def make_step(
@@ -70,6 +90,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
     trained: nnx.filterlib.Filter = nnx.Param,
+    average: float = 0.0,
 ) -> jax.stages.Wrapped:
     """Return the compiled step of a training; it donates its input buffers.
 
@@ -95,6 +116,9 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "frozen": frozen, "opt_state": opt_state}
+        if average:
+            current = {"params": params, "frozen": frozen}
+            new["averages"] = moving_average(state["averages"], current, average, number)
         status = StepStatus(
             is_finite(logs["loss"]), is_finite(gradients), is_finite(new), signals.max()
         )

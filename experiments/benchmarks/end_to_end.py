@@ -15,7 +15,7 @@ from grain.python import ReadOptions
 from chexseg_jax.images import IMAGENET
 from chexseg_jax.models.irnet import IRNet
 from chexseg_jax.models.spec import build_backbone
-from chexseg_jax.pathologies import OBSERVATIONS
+from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
 from chexseg_jax.runtime.cpu import compute_dtype
 from chexseg_jax.runtime.stage_folder import RecordReader, StageFolder, open_stage_folder
 from chexseg_jax.stages import cams as cams_stage
@@ -115,7 +115,7 @@ def _run_stages(scale: Scale, source: Source, count: int, classifier: Any, irnet
         started = time.perf_counter()
         cams_folder = open_folder("cams")
         cams_stage.run(
-            cams_stage.CamsConfig(batch),
+            cams_stage.CamsConfig(batch_size=batch),
             classifier=classifier,
             normalization=IMAGENET,
             folder=cams_folder,
@@ -124,10 +124,11 @@ def _run_stages(scale: Scale, source: Source, count: int, classifier: Any, irnet
         cams = RecordReader(cams_folder, "cams")
         seeds_config = seeds_stage.SeedsConfig(batch_size=batch)
         seeds_stage.run(seeds_config, cams=cams, folder=open_folder("seeds"), **shared)
+        config = pseudo_masks_stage.PseudoMasksConfig(batch_size=batch)
         pseudo_masks_stage.run(
-            pseudo_masks_stage.PseudoMasksConfig(batch_size=batch),
-            irnet=irnet,
-            normalization=IMAGENET,
+            config,
+            maps=pseudo_masks_stage.maps_of(config, irnet, IMAGENET),
+            thresholds=np.full(len(PATHOLOGIES), config.threshold),
             cams=cams,
             folder=open_folder("pseudo_masks"),
             **shared,

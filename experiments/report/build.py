@@ -14,7 +14,7 @@ from jaxtyping import Bool, Shaped
 
 from chexseg_jax.evaluation.metrics import mean_of, overlap
 from chexseg_jax.evaluation.scoring import pseudo_mask_ious
-from chexseg_jax.images import letterbox, letterbox_masks
+from chexseg_jax.images import content_mask, letterbox, letterbox_masks
 from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.masks import unpack
 from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
@@ -46,9 +46,9 @@ def publish(run: Run) -> None:
     """Write the report of an evaluated run beside its metrics, and print its table."""
     # Every process takes part in making pseudo-masks; the first one writes the report.
     pseudo: dict[str, StageFolder] = {}
-    if run.pseudo_masks and run.cams and run.data.hidden is not None:
+    if run.pseudo_masks and run.classifier and run.cams and run.data.hidden is not None:
         if run.config.pseudo != "cam":
-            pseudo["cam"] = make_pseudo_masks(run, run.cams, None)
+            pseudo["cam"] = make_pseudo_masks(run, run.classifier, run.cams, None)
         pseudo[run.config.pseudo] = run.pseudo_masks
     # Orbax restores in all processes together.
     segmenter = restore(finished(run.segmenter).path) if run.pseudo_masks else None
@@ -247,7 +247,9 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
         masks, valid = pseudo[index].letterboxed(size)
         record = cams[index]
         positive = pathology_labels(record["labels"][None])[0] == 1
-        cam = np.asarray(upsample_cams(jnp.asarray(record["cams"])[None], side))[0]
+        image = letterbox(run.data.train[index]["image"], side)
+        content = content_mask(jnp.asarray(image)[None])
+        cam = np.asarray(upsample_cams(jnp.asarray(record["cams"])[None], content))[0]
         layers = {
             "cam": (cam > config.pseudo_masks.cam_threshold) & positive,
             "pseudo": upsampled(masks, side),
@@ -261,8 +263,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
             layers["expert"] = letterbox_masks(hidden, side) > 0
             counts = overlap((masks > 0) & valid, letterbox_masks(hidden, size) * valid)
             scores = iou_by_name(counts.iou()[0])
-        image = letterbox(run.data.train[index]["image"], side)[..., 0]
-        yield Example(image_id, image, layers, scores, weak=True, seen=seen[..., 0])
+        yield Example(image_id, image[..., 0], layers, scores, weak=True, seen=seen[..., 0])
 
 
 def _seeds(folder: StageFolder, indices: Sequence[int]) -> dict[int, Shaped[np.ndarray, "h h k"]]:

@@ -9,8 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from chexseg_jax.inference.apply import jit_inference
 from chexseg_jax.losses import policies_of
 from chexseg_jax.models.spec import NetworkSpec
+from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.stage_folder import (
     RecordReader,
@@ -89,7 +93,7 @@ def run_pipeline(config: Config, data: Data) -> Run:
             if until == "irnet":
                 return run
         irnet = run.irnet if config.pseudo == "irnet" else None
-        run.pseudo_masks = make_pseudo_masks(run, run.cams, irnet)
+        run.pseudo_masks = make_pseudo_masks(run, classifier, run.cams, irnet)
         if until == "pseudo_masks":
             return run
     encoder = make_encoder(run, classifier)
@@ -133,7 +137,7 @@ def make_cams(run: Run, classifier: StageFolder) -> StageFolder:
     config, images = run.config, run.data.train
     return run.stage(
         cams_stage,
-        {"image_size": config.image_size},
+        {"image_size": config.image_size, "kind": config.cams.kind, "scales": config.cams.scales},
         {"classifier": classifier.fingerprint, "images": images.fingerprint},
         lambda folder: cams_stage.run(
             config.cams,
@@ -187,26 +191,45 @@ def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFo
     )
 
 
-def make_pseudo_masks(run: Run, cams: StageFolder, irnet: StageFolder | None) -> StageFolder:
+def make_pseudo_masks(
+    run: Run, classifier: StageFolder, cams: StageFolder, irnet: StageFolder | None
+) -> StageFolder:
     """Make pseudo-masks of maps: by IRNet's boundaries and a random walk, or of the maps alone."""
     config, source = run.config, "cam" if irnet is None else "irnet"
+    settings, experts = config.pseudo_masks, run.data.expert_train
     inputs = {"cams": cams.fingerprint}
     if irnet:
         inputs["irnet"] = irnet.fingerprint
-    network = (irnet or run.classifier or cams).path
-    return run.stage(
-        pseudo_masks_stage,
-        {**asdict(config.pseudo_masks), "image_size": config.image_size},
-        inputs,
-        lambda folder: pseudo_masks_stage.run(
-            config.pseudo_masks,
-            irnet=restore(irnet.path) if irnet else None,
-            normalization=spec_of(network).normalization,
+    if settings.thresholds == "chosen":
+        inputs["expert_train"] = experts.fingerprint
+    normalization = spec_of(classifier.path).normalization
+
+    def work(folder: StageFolder) -> None:
+        network = restore(irnet.path) if irnet else None
+        maps, thresholds = pseudo_masks_stage.maps_of(settings, network, normalization), None
+        if settings.thresholds == "chosen":
+            infer = jit_inference(config.cams.maps(normalization), restore(classifier.path))
+            thresholds = pseudo_masks_stage.choose(
+                settings, maps, infer, experts, config.image_size
+            )
+        elif settings.thresholds == "fixed":
+            fixed = settings.threshold if irnet else settings.cam_threshold
+            thresholds = np.full(len(PATHOLOGIES), fixed)
+        pseudo_masks_stage.run(
+            settings,
+            maps=maps,
+            thresholds=thresholds,
             cams=RecordReader(cams, "cams"),
             images=run.data.train,
             image_size=config.image_size,
             folder=folder,
-        ),
+        )
+
+    return run.stage(
+        pseudo_masks_stage,
+        {**asdict(settings), "image_size": config.image_size},
+        inputs,
+        work,
         f"pseudo_masks-{source}",
     )
 
@@ -283,7 +306,7 @@ def make_segmenter(run: Run, encoder: Encoder, pseudo_masks: StageFolder | None)
 def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -> StageFolder:
     """Evaluate the segmenter on the test set."""
     config, data = run.config, run.data
-    thresholds = config.evaluation.thresholds
+    thresholds, normalization = config.evaluation.thresholds, spec_of(classifier.path).normalization
     inputs = {
         "segmenter": segmenter.fingerprint,
         "classifier": classifier.fingerprint,
@@ -295,13 +318,18 @@ def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -
         inputs["thresholds"] = digest_file(thresholds)
     return run.stage(
         evaluation_stage,
-        {"image_size": config.image_size, "gated": config.evaluation.gated},
+        {
+            "image_size": config.image_size,
+            "gated": config.evaluation.gated,
+            "cams": (config.cams.kind, config.cams.scales),
+        },
         inputs,
         lambda folder: evaluation_stage.run(
             config.evaluation,
             segmenter=restore(segmenter.path),
             classifier=restore(classifier.path),
-            normalization=spec_of(classifier.path).normalization,
+            normalization=normalization,
+            cams=config.cams.maps(normalization),
             expert_train=data.expert_train,
             expert_val=data.expert_val,
             test=data.test,
