@@ -84,6 +84,29 @@ def finding_logits(outputs: Float[Array, "b m"], observations: int) -> Float[Arr
     return scores[..., 2] - scores[..., 1]
 
 
+SegmentationLoss = Literal["dice", "dice+cross-entropy"]
+
+
+def segmentation_loss(
+    logits: Float[Array, "b h w k"],
+    masks: Shaped[Array, "b h w k"],
+    valid: Shaped[Array, "b k"],
+    kind: SegmentationLoss,
+) -> Float[Array, ""]:
+    """Compute 1 minus the mean Dice score, plus the mean cross entropy of valid pixels if asked.
+
+    Dice alone is the paper's; the sum is nnU-Net's (Isensee et al. 2021), whose gradient does not vanish
+    where a mask is empty. Masks may be soft, on [0, 1].
+    """
+    loss = 1 - dice(logits, masks, valid).mean()
+    if kind == "dice":
+        return loss
+    targets = masks.astype(jnp.float32)
+    entropies = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).mean((1, 2))
+    weights = valid.astype(jnp.float32)
+    return loss + (entropies * weights).sum() / jnp.maximum(weights.sum(), 1)
+
+
 def dice(
     logits: Float[Array, "b h w k"], masks: Shaped[Array, "b h w k"], valid: Shaped[Array, "b k"]
 ) -> Float[Array, "k"]:

@@ -11,12 +11,17 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from chexseg_jax.evaluation.metrics import Counts, count, stack, threshold_bins
 from chexseg_jax.evaluation.thresholds import pseudo_mask_thresholds
 from chexseg_jax.images import Normalization, content_mask
-from chexseg_jax.inference.apply import Boundaries, jit_inference, jit_sharded
+from chexseg_jax.inference.apply import (
+    Boundaries,
+    MaskProbabilities,
+    jit_inference,
+    jit_sharded,
+)
 from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
 from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.pseudolabels.storage import PseudoMasks, write_pseudo_masks
@@ -40,7 +45,8 @@ class PseudoMasksConfig:
     beta: float = 5.0
     steps: int = 8
     thresholds: Literal["fixed", "otsu", "chosen"] = "fixed"
-    """fixed: the two below; otsu: of each map; chosen: of each pathology, by IoU on expert-train."""
+    """fixed: the two below; otsu: of each map; chosen: of each pathology, by IoU on expert-train, or on
+    expert-val for a teacher, which was trained on the former."""
     threshold: float = 0.6  # of the walked map, divided by its maximum
     cam_threshold: float = 0.4
     """Of the map itself; CheXlocalize's most frequent choice, where the release takes Otsu's."""
@@ -50,10 +56,29 @@ class PseudoMasksConfig:
     batch_size: int = 16
 
 
-def maps_of(config: PseudoMasksConfig, irnet: Any | None, normalization: Normalization) -> MapsOf:
-    """Return the maps that are thresholded: walked along IRNet's boundaries, or as they are."""
-    if irnet is None:
-        return jit_sharded(lambda cams, images: upsample_cams(cams, content_mask(images)))
+def cam_maps() -> MapsOf:
+    """Return the class activation maps themselves."""
+    return jit_sharded(lambda cams, images: upsample_cams(cams, content_mask(images)))
+
+
+@dataclass(frozen=True)
+class TeacherMaps:
+    """A segmenter's probabilities, times the class activation maps if `fused`."""
+
+    normalize: Normalization
+    fused: bool
+
+    def __call__(
+        self, model: Any, cams: Float[Array, "b fh fw k"], images: UInt8[Array, "b s s 1"]
+    ) -> Float[Array, "b s s k"]:
+        """Return the maps of letterboxed images."""
+        maps = MaskProbabilities(self.normalize)(model, images)
+        content = content_mask(images)
+        return upsample_cams(maps * upsample_cams(cams, content) if self.fused else maps, content)
+
+
+def walked_maps(config: PseudoMasksConfig, irnet: Any, normalization: Normalization) -> MapsOf:
+    """Return the maps walked along IRNet's boundaries."""
     boundaries = jit_inference(Boundaries(normalization), irnet)
     walk = jit_sharded(
         partial(walked_cams, radius=config.radius, beta=config.beta, steps=config.steps)
@@ -92,7 +117,7 @@ def run(
 
     Args:
         config: gate and batch size.
-        maps: see `maps_of`.
+        maps: what is thresholded.
         thresholds: of each pathology, or None for Otsu's of every map.
         cams: class activation maps of the images.
         images: images with labels.

@@ -19,7 +19,7 @@ import optax
 from chexseg_jax.evaluation.metrics import Counts, count, mean_of, stack, threshold_bins
 from chexseg_jax.images import Normalization
 from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
-from chexseg_jax.losses import dice
+from chexseg_jax.losses import SegmentationLoss, segmentation_loss
 from chexseg_jax.models.spec import DecoderSpec, NetworkSpec
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
@@ -56,6 +56,7 @@ class SegmenterConfig:
     """A PyTorch file to start the whole segmenter from (smp's `best_model.pth`)."""
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
+    loss: SegmentationLoss = "dice"
     batch_size: int = 8
     epochs: float = 20.0  # of expert and pseudo-masks together
     every: int = 200  # steps between validations
@@ -76,12 +77,12 @@ class SegmenterConfig:
         )
 
 
-def objective(normalization: Normalization) -> Objective:
-    """Return the loss of a batch: 1 minus the mean Dice score over the valid pathologies."""
+def objective(normalization: Normalization, loss: SegmentationLoss) -> Objective:
+    """Return the loss of a batch over the valid pathologies."""
 
     def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
         logits = model(normalization(batch["images"]), train=True, key=key)
-        return 1 - dice(logits, batch["masks"], batch["valid"]).mean(), {}
+        return segmentation_loss(logits, batch["masks"], batch["valid"], loss), {}
 
     return loss_of
 
@@ -157,7 +158,7 @@ def run(
     best = fit(
         model,
         mix(dataset(experts, seed), dataset(weak, seed + 1), rho, seed),
-        objective(spec.normalization),
+        objective(spec.normalization, config.loss),
         optax.adam(learning_rates(config.schedule, config.learning_rate, steps)),
         folder=folder.path,
         name=folder.stage,

@@ -127,7 +127,7 @@ def _run_stages(scale: Scale, source: Source, count: int, classifier: Any, irnet
         config = pseudo_masks_stage.PseudoMasksConfig(batch_size=batch)
         pseudo_masks_stage.run(
             config,
-            maps=pseudo_masks_stage.maps_of(config, irnet, IMAGENET),
+            maps=pseudo_masks_stage.walked_maps(config, irnet, IMAGENET),
             thresholds=np.full(len(PATHOLOGIES), config.threshold),
             cams=cams,
             folder=open_folder("pseudo_masks"),

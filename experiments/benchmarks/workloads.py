@@ -284,7 +284,7 @@ def segmenter_workloads(scale: Scale) -> Iterator[Workload]:
         yield training_step(
             Case("segmenter", title, images, size, has_peer=network == scale.encoder),
             deeplab(network, scale.decoder),
-            segmenter_stage.objective(IMAGENET),
+            segmenter_stage.objective(IMAGENET, config.loss),
             optax.adam(config.learning_rate),
             batch,
         )

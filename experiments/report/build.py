@@ -30,7 +30,7 @@ from experiments.report.overlays import Example, blend_masks, resize_nearest
 from experiments.report.page import write_report
 from experiments.report.plots import plot_iou, plot_rhos, plot_training
 from experiments.report.tables import terminal_table
-from experiments.run.pipeline import Run, make_pseudo_masks
+from experiments.run.pipeline import Run, made, make_pseudo_masks
 from experiments.run.versions import versions
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -46,30 +46,19 @@ def publish(run: Run) -> None:
     """Write the report of an evaluated run beside its metrics, and print its table."""
     # Every process takes part in making pseudo-masks; the first one writes the report.
     pseudo: dict[str, StageFolder] = {}
-    if run.pseudo_masks and run.classifier and run.cams and run.data.hidden is not None:
+    if run.pseudo_masks and run.cams and run.data.hidden is not None:
         if run.config.pseudo != "cam":
-            pseudo["cam"] = make_pseudo_masks(run, run.classifier, run.cams, None)
+            pseudo["cam"] = make_pseudo_masks(run, "cam")
         pseudo[run.config.pseudo] = run.pseudo_masks
     # Orbax restores in all processes together.
-    segmenter = restore(finished(run.segmenter).path) if run.pseudo_masks else None
+    segmenter = restore(made(run.segmenter).path) if run.pseudo_masks else None
     if jax.process_index() == 0:
         _write(run, pseudo, segmenter)
     wait_for_all("report")
 
 
-def finished(folder: StageFolder | None) -> StageFolder:
-    """Return the folder of a stage that the report needs.
-
-    Raises:
-        ValueError: the run has not made it.
-    """
-    if folder is None:
-        raise ValueError("a report needs an evaluated run: leave out --until")
-    return folder
-
-
 def _write(run: Run, pseudo: Mapping[str, StageFolder], segmenter: Any) -> None:
-    folder = finished(run.evaluation).path
+    folder = made(run.evaluation).path
     write_json(folder / "report.json", describe(run, pseudo))
     report = json.loads((folder / "report.json").read_text())
     trained = {"classifier": run.classifier, "irnet": run.irnet, "segmenter": run.segmenter}
@@ -91,7 +80,7 @@ def _write(run: Run, pseudo: Mapping[str, StageFolder], segmenter: Any) -> None:
 
 def describe(run: Run, pseudo: Mapping[str, StageFolder]) -> dict[str, Any]:
     """Return everything that the report says."""
-    config, manifest = run.config, finished(run.classifier).manifest
+    config, manifest = run.config, made(run.classifier).manifest
     return {
         "title": "CheXseg",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -116,12 +105,12 @@ def describe(run: Run, pseudo: Mapping[str, StageFolder]) -> dict[str, Any]:
 
 
 def _metrics(run: Run) -> dict[str, Any]:
-    return json.loads((finished(run.evaluation).path / "metrics.json").read_text())
+    return json.loads((made(run.evaluation).path / "metrics.json").read_text())
 
 
 def siblings(run: Run) -> list[dict[str, Any]]:
     """Return the finished runs that differ from this one in rho alone, this one included."""
-    segmenter, evaluation = finished(run.segmenter), finished(run.evaluation)
+    segmenter, evaluation = made(run.segmenter), made(run.evaluation)
     rows = []
     for path in run.config.workdir.glob("evaluation-*/manifest.json"):
         manifest = json.loads(path.read_text())
@@ -157,14 +146,14 @@ def _agree(manifest: Mapping[str, Any], folder: StageFolder, besides: tuple[str,
 
 def send(run: Run, report: Mapping[str, Any], gallery: Sequence[Example]) -> None:
     """Send mean IoUs and some overlays to TensorBoard and Weights & Biases."""
-    step = int(finished(run.segmenter).manifest["best_step"])
+    step = int(made(run.segmenter).manifest["best_step"])
     values = {f"iou/{name}": row["iou"] for name, row in report["pooled"]["run"].items()}
     values |= {f"mean iou/{name}": row["iou"] for name, row in report["mean"].items()}
     pictures = {
         f"overlay/{example.image_id}": blend_masks(example) for example in gallery[:PICTURES]
     }
     for opener in sinks(run.config.wandb):
-        with closing(opener(finished(run.evaluation).path, 0)) as sink:
+        with closing(opener(made(run.evaluation).path, 0)) as sink:
             sink.add_scalars(step, {name: iou for name, iou in values.items() if iou is not None})
             sink.add_images(step, pictures)
 
@@ -184,7 +173,7 @@ def pseudo_masks(run: Run, folders: Mapping[str, StageFolder]) -> dict[str, Any]
 def examples(run: Run, segmenter: Any) -> Sequence[Example]:
     """Return the test images that the page shows, and some with their pseudo-masks."""
     side = max(run.config.image_size, SIDE)
-    records = RecordReader(finished(run.evaluation), "examples")
+    records = RecordReader(made(run.evaluation), "examples")
     places = {image_id: place for place, image_id in enumerate(run.data.test.image_ids)}
     gallery = []
     for record in (records[i] for i in range(len(records))):
@@ -234,7 +223,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     indices = _covering(pseudo)
     seeds = _seeds(run.seeds, indices) if run.seeds else {}
     thresholds = np.array(list(_metrics(run)["thresholds"].values()), np.float64)
-    normalization = spec_of(finished(run.segmenter).path).normalization
+    normalization = spec_of(made(run.segmenter).path).normalization
     infer = jit_inference(MaskProbabilities(normalization), segmenter)
     predictions = (
         row

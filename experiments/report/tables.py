@@ -32,7 +32,14 @@ PER_IMAGE: Final = (
 )
 """Title, note and key of CheXlocalize's scores per image: mean IoU in both modes, and hit rate."""
 
-PSEUDO: Final = {"cam": "CAM", "irnet": "IRNet", "prior": "Prior", "prior_labels": "Prior + labels"}
+PSEUDO: Final = {
+    "cam": "CAM",
+    "irnet": "IRNet",
+    "teacher": "Teacher",
+    "fused": "Teacher x CAM",
+    "prior": "Prior",
+    "prior_labels": "Prior + labels",
+}
 """The kinds of pseudo-masks that are scored, in the order of columns."""
 
 DASH: Final = "–"
@@ -237,13 +244,15 @@ def pseudo_table(report: Mapping[str, Any]) -> ReportTable | None:
         pairs = zip(values, mark_best(values), strict=True)
         return [Cell(name), *(Cell(format_score(value), best) for value, best in pairs)]
 
+    means = lookup(report, "pseudo_masks", "means")
+    kinds = [kind for kind in PSEUDO if kind in means]
     rows = [
-        cells(name, [lookup(report, "pseudo_masks", kind).get(name) for kind in PSEUDO])
+        cells(name, [lookup(report, "pseudo_masks", kind).get(name) for kind in kinds])
         for name in PATHOLOGIES
     ]
-    means = lookup(report, "pseudo_masks", "means")
-    foot = cells("Mean", [means.get(kind) for kind in PSEUDO])
-    return ReportTable("Pseudo-masks: pooled IoU", ["Pathology", *PSEUDO.values()], rows, foot)
+    foot = cells("Mean", [means.get(kind) for kind in kinds])
+    head = ["Pathology", *(PSEUDO[kind] for kind in kinds)]
+    return ReportTable("Pseudo-masks: pooled IoU", head, rows, foot)
 
 
 def rho_table(report: Mapping[str, Any]) -> ReportTable | None:

@@ -24,6 +24,8 @@ StageName = Literal[
     "classifier", "cams", "seeds", "irnet", "pseudo_masks", "segmenter", "evaluation"
 ]
 
+PseudoSource = Literal["irnet", "cam", "teacher", "fused"]
+
 
 @dataclass(frozen=True)
 class Phantoms:
@@ -58,8 +60,11 @@ class Config:
     photometry: Photometry = "as-is"
     """What is done to the grey levels of every image: nothing, histogram equalisation, or a stretch of
     the 1st to the 99th percentile."""
-    pseudo: Literal["irnet", "cam"] = "irnet"
-    """Pseudo-masks from IRNet's random walk, or from the class activation maps alone."""
+    pseudo: PseudoSource = "irnet"
+    """Pseudo-masks from IRNet's random walk, from the class activation maps alone, from a teacher (the
+    segmenter of the same expert masks at rho = 1), or from the product of teacher and maps."""
+    experts: int | None = None
+    """How many images with expert masks to train on, drawn by patient and seed; all if not given."""
     weak: int | None = None
     """How many weakly labelled images to use, sampled by the seed; all if not given."""
     encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
@@ -85,6 +90,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 1:
             raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
+        if self.experts is not None and self.experts < 1:
+            raise ValueError(f"--experts must be at least 1, got {self.experts}")
         if self.image_size % 32 or self.image_size < 32:
             raise ValueError(f"--image-size must be a multiple of 32, got {self.image_size}")
         if self.processes.count is not None and not self.distributed:

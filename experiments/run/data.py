@@ -4,7 +4,9 @@ import os
 from dataclasses import asdict, dataclass
 
 import jax
+import numpy as np
 
+from chexseg_jax.evaluation.metrics import patient_of
 from chexseg_jax.runtime.sharding import wait_for_all
 from chexseg_jax.training.data import Source, Subset, sample_indices
 from datasets.prepare import prepare_phantoms
@@ -26,6 +28,16 @@ class Data:
     def sources(self) -> dict[str, Source]:
         """Return the sources by name, without hidden masks where there are none."""
         return {name: source for name, source in vars(self).items() if source is not None}
+
+
+def _experts(source: PreparedSource, count: int | None, seed: int) -> Source:
+    """Draw `count` images, whole patients in a random order; a larger draw holds the smaller ones."""
+    if count is None or count >= len(source):
+        return source
+    patients = [patient_of(image_id) for image_id in source.image_ids]
+    order = np.random.default_rng(seed).permutation(sorted(set(patients))).tolist()
+    ranked = sorted(range(len(source)), key=lambda index: order.index(patients[index]))
+    return Subset(source, sorted(ranked[:count]))
 
 
 def open_data(config: Config) -> Data:
@@ -52,7 +64,7 @@ def open_data(config: Config) -> Data:
     return Data(
         train=Subset(train, sample_indices(len(train), config.weak, config.seed)),
         valid=open_source(data_dir, "chexpert", "valid", config.photometry),
-        expert_train=masked("expert_train"),
+        expert_train=_experts(masked("expert_train"), config.experts, config.seed),
         expert_val=masked("expert_val"),
         test=masked("test"),
         hidden=masked("hidden") if hidden else None,

@@ -34,7 +34,7 @@ from chexseg_jax.stages.classifier import ClassifierConfig
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.metrics_log import sending_to, sinks
 from chexseg_jax.weights.convert import start_from
-from experiments.run.config import Config
+from experiments.run.config import Config, PseudoSource
 from experiments.run.data import Data
 
 
@@ -51,6 +51,7 @@ class Run:
     pseudo_masks: StageFolder | None = None
     segmenter: StageFolder | None = None
     evaluation: StageFolder | None = None
+    teacher: StageFolder | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Name, folder and seconds of every stage, in the order in which they ran or were reused."""
 
@@ -92,12 +93,13 @@ def run_pipeline(config: Config, data: Data) -> Run:
             run.irnet = make_irnet(run, classifier, run.seeds)
             if until == "irnet":
                 return run
-        irnet = run.irnet if config.pseudo == "irnet" else None
-        run.pseudo_masks = make_pseudo_masks(run, classifier, run.cams, irnet)
+        if config.pseudo in ("teacher", "fused"):
+            run.teacher = make_segmenter(run, make_encoder(run, classifier), None, rho=1.0)
+        run.pseudo_masks = make_pseudo_masks(run, config.pseudo)
         if until == "pseudo_masks":
             return run
     encoder = make_encoder(run, classifier)
-    run.segmenter = make_segmenter(run, encoder, run.pseudo_masks)
+    run.segmenter = make_segmenter(run, encoder, run.pseudo_masks, config.rho)
     if until == "segmenter":
         return run
     run.evaluation = make_evaluation(run, classifier, run.segmenter)
@@ -191,47 +193,68 @@ def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFo
     )
 
 
-def make_pseudo_masks(
-    run: Run, classifier: StageFolder, cams: StageFolder, irnet: StageFolder | None
-) -> StageFolder:
-    """Make pseudo-masks of maps: by IRNet's boundaries and a random walk, or of the maps alone."""
-    config, source = run.config, "cam" if irnet is None else "irnet"
-    settings, experts = config.pseudo_masks, run.data.expert_train
+def make_pseudo_masks(run: Run, source: PseudoSource) -> StageFolder:
+    """Make pseudo-masks of the maps of a source, whose stages the run has made."""
+    config, data, settings = run.config, run.data, run.config.pseudo_masks
+    classifier, cams = made(run.classifier), made(run.cams)
+    network = {"irnet": run.irnet, "cam": None}.get(source, run.teacher)
+    # A teacher has learned expert-train by heart: its thresholds are chosen elsewhere.
+    experts = data.expert_train if source in ("irnet", "cam") else data.expert_val
     inputs = {"cams": cams.fingerprint}
-    if irnet:
-        inputs["irnet"] = irnet.fingerprint
+    if network:
+        inputs["irnet" if source == "irnet" else "teacher"] = network.fingerprint
     if settings.thresholds == "chosen":
-        inputs["expert_train"] = experts.fingerprint
+        inputs["experts"] = experts.fingerprint
     normalization = spec_of(classifier.path).normalization
 
+    def maps_of_source() -> pseudo_masks_stage.MapsOf:
+        if network is None:
+            return pseudo_masks_stage.cam_maps()
+        model = restore(network.path)
+        if source == "irnet":
+            return pseudo_masks_stage.walked_maps(settings, model, normalization)
+        return jit_inference(
+            pseudo_masks_stage.TeacherMaps(normalization, source == "fused"), model
+        )
+
     def work(folder: StageFolder) -> None:
-        network = restore(irnet.path) if irnet else None
-        maps, thresholds = pseudo_masks_stage.maps_of(settings, network, normalization), None
+        maps, thresholds = maps_of_source(), None
         if settings.thresholds == "chosen":
             infer = jit_inference(config.cams.maps(normalization), restore(classifier.path))
             thresholds = pseudo_masks_stage.choose(
                 settings, maps, infer, experts, config.image_size
             )
         elif settings.thresholds == "fixed":
-            fixed = settings.threshold if irnet else settings.cam_threshold
+            fixed = settings.cam_threshold if source == "cam" else settings.threshold
             thresholds = np.full(len(PATHOLOGIES), fixed)
         pseudo_masks_stage.run(
             settings,
             maps=maps,
             thresholds=thresholds,
             cams=RecordReader(cams, "cams"),
-            images=run.data.train,
+            images=data.train,
             image_size=config.image_size,
             folder=folder,
         )
 
     return run.stage(
         pseudo_masks_stage,
-        {**asdict(settings), "image_size": config.image_size},
+        {**asdict(settings), "image_size": config.image_size, "source": source},
         inputs,
         work,
         f"pseudo_masks-{source}",
     )
+
+
+def made(folder: StageFolder | None) -> StageFolder:
+    """Return the folder of a stage that must have been run.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if folder is None:
+        raise ValueError("this needs a stage that the run has not made: leave out --until")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -264,13 +287,15 @@ def make_encoder(run: Run, classifier: StageFolder) -> Encoder:
     return Encoder(spec, digest([weights, asdict(spec)]), fresh)
 
 
-def make_segmenter(run: Run, encoder: Encoder, pseudo_masks: StageFolder | None) -> StageFolder:
+def make_segmenter(
+    run: Run, encoder: Encoder, pseudo_masks: StageFolder | None, rho: float
+) -> StageFolder:
     """Train the segmenter on expert masks and pseudo-masks; without the latter if rho is 1."""
     config, data = run.config, run.data
     settings, seed = config.segmenter, config.segmenter_seed_or_seed
     spec = settings.network_spec(encoder.spec)
     inputs = {"encoder": encoder.fingerprint, "expert_val": data.expert_val.fingerprint}
-    if config.rho > 0:
+    if rho > 0:
         inputs["expert_train"] = data.expert_train.fingerprint
     if pseudo_masks:
         inputs["pseudo_masks"] = pseudo_masks.fingerprint
@@ -285,7 +310,7 @@ def make_segmenter(run: Run, encoder: Encoder, pseudo_masks: StageFolder | None)
             "image_size": config.image_size,
             "training_steps": steps,
             "seed": seed,
-            "rho": float(config.rho),  # 1 and 1.0 are one run
+            "rho": float(rho),  # 1 and 1.0 are one run
         },
         inputs,
         lambda folder: segmenter_stage.run(
@@ -296,7 +321,7 @@ def make_segmenter(run: Run, encoder: Encoder, pseudo_masks: StageFolder | None)
             expert_val=data.expert_val,
             pseudo_masks=PseudoMaskSource(pseudo_masks) if pseudo_masks else None,
             images=data.train,
-            rho=config.rho,
+            rho=rho,
             seed=seed,
             folder=folder,
         ),
