@@ -215,6 +215,77 @@ def test_torchxrayvisions_stem_for_one_channel_takes_three_equal_ones():
     np.testing.assert_allclose(result[0, 2, 3], expected, atol=1e-4)
 
 
+def test_a_stem_for_one_channel_is_known_by_its_shape():
+    state = random_state(resnet)
+    state["conv1.weight"] = state["conv1.weight"][:, :1]
+    model = resnet(seed=5)
+    assert load_torch(state, model) is None
+    loaded = to_torch(model)["conv1.weight"]
+    for channel in range(3):
+        np.testing.assert_array_equal(loaded[:, channel], state["conv1.weight"][:, 0] / 3)
+
+
+def wrapped(state, prefix="", wrappers=(), **beside):
+    content = {f"{prefix}{key}": tensor for key, tensor in state.items()} | beside
+    for wrapper in wrappers:
+        content = {"epoch": 3, "best": np.zeros(2, np.float32), wrapper: content}
+    return content
+
+
+COUNTERS = {"n_averaged": np.zeros((), np.int64), "bn1.num_batches_tracked": np.zeros((), np.int64)}
+
+
+@pytest.mark.parametrize("make", [densenet, resnet, irnet])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefix": "module."},
+        {"prefix": "model."},
+        {"prefix": "_orig_mod.module.", "wrappers": ["state_dict_ema"]},
+        {"prefix": "encoder.", "wrappers": ["weights"]},
+        {"wrappers": ["state_dict", "model"]},
+        {"prefix": "module.", **COUNTERS},
+    ],
+)
+def test_prefixes_and_wrappers_that_all_share_are_stripped(make, options):
+    state = random_state(make)
+    model = make(seed=5)
+    assert load_torch(wrapped(state, **options), model) == IMAGENET
+    assert all(np.array_equal(tensor, state[key]) for key, tensor in to_torch(model).items())
+
+
+def test_publishers_are_known_under_a_prefix_too():
+    state = random_state(densenet) | {"op_threshs": np.zeros(14, np.float32)}
+    assert load_torch(wrapped(state, "module."), densenet()) == XRV
+    moco = {f"module.encoder_q.{k}": t for k, t in random_state(resnet).items() if k[:2] != "fc"}
+    assert load_torch(wrapped(moco, "model.", ["state_dict"]), resnet()) == CHEXPERT
+    assert load_torch(wrapped(random_state(deeplab), "module."), deeplab()) is None
+
+
+def test_of_two_state_dicts_the_plain_one_is_taken():
+    state, averaged = random_state(resnet), to_torch(resnet())
+    model = resnet(seed=5)
+    load_torch({"state_dict_ema": averaged, "state_dict": state}, model)
+    assert all(np.array_equal(tensor, state[key]) for key, tensor in to_torch(model).items())
+
+
+def test_a_prefix_that_some_names_lack_is_named():
+    content = wrapped(random_state(resnet), "model.", **{"loss.weight": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"its names begin with 'model\.': save") as error:
+        load_torch(content, resnet())
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_state_no_normalization_are_used_with_the_networks(tmp_path, capsys):
+    path = tmp_path / "best_model.safetensors"
+    write_safetensors(path, random_state(deeplab))
+    for normalization, name in ((IMAGENET, "imagenet"), (CHEXPERT, "chexpert")):
+        start_from(path, deeplab(), normalization)
+        said = capsys.readouterr().err
+        assert f"normalized as {name} (--classifier.normalization)" in said
+        assert said.count("\n") == 1
+
+
 def test_irnets_aliases_are_dropped():
     state = random_state(irnet)
     extra = {
@@ -235,7 +306,7 @@ def test_segmenters_keep_the_heads_of_their_backbones():
     state = random_state(deeplab)
     model = deeplab(seed=5)
     head = np.asarray(model.backbone.head.kernel[...])
-    assert load_torch(state, model) == CHEXPERT
+    assert load_torch(state, model) is None  # every user of smp has a normalization of their own
     np.testing.assert_array_equal(model.backbone.head.kernel[...], head)
     encoder = DeepLabV3Plus(densenet(), width=8, rngs=nnx.Rngs(0))
     names = torch_names(encoder).values()
@@ -247,7 +318,7 @@ def test_segmenters_keep_the_heads_of_their_backbones():
 
 def test_files_without_a_state_dict_are_refused(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"\x80\x02K\x01.")
-    with pytest.raises(ValueError, match=r"a\.pth: it is neither"):
+    with pytest.raises(ValueError, match=r"a\.pth: it is neither.*save model\.state_dict"):
         load_torch(tmp_path / "a.pth", resnet())
     with pytest.raises(ValueError, match="missing bn1"):
         load_torch({}, resnet())

@@ -73,7 +73,11 @@ def test_transposed_arrays_keep_their_values(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "header too small"),
+        (b"", "it is empty"),
+        (b"abc", "header too small"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b'{"error": "Repository not found"}', "JSON, not weights"),
         ((2**62).to_bytes(8, "little") + b"{}", "header too large"),
         (packed(b"{nonsense"), "invalid JSON"),
         (packed(b"[" * 100_000), "invalid JSON"),

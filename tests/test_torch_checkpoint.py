@@ -1,9 +1,13 @@
 """Files of `torch.save`, written opcode by opcode: valid, damaged and hostile ones."""
 
+import io
 import os
 import pickle
 import struct
+import sys
+import types
 import zipfile
+from collections import OrderedDict
 
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +137,57 @@ def test_a_stream_by_hand(tmp_path):
         refused(path, message)
 
 
+class Called:
+    """An object that is pickled as a call of a name that only PyTorch has."""
+
+    def __init__(self, name, *arguments):
+        self.name, self.arguments = name, arguments
+
+    def __reduce__(self):
+        return getattr(sys.modules["torch._utils"], self.name), self.arguments
+
+
+class Pickler(pickle.Pickler):
+    """PyTorch's pickler: storages are written as persistent ids."""
+
+    def persistent_id(self, value):
+        return value if isinstance(value, tuple) and value[:1] == ("storage",) else None
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickles_of_every_protocol_of_torch_save(tmp_path, monkeypatch, protocol):
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    utils._rebuild_tensor_v2 = lambda *_: None
+    torch.FloatStorage = type("FloatStorage", (), {"__module__": "torch"})
+    utils._rebuild_tensor_v2.__module__ = "torch._utils"
+    utils._rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    def tensor(offset, shape, strides):
+        storage = ("storage", torch.FloatStorage, "0", "cpu", 6)
+        arguments = (storage, offset, shape, strides, False, OrderedDict())
+        return Called("_rebuild_tensor_v2", *arguments)
+
+    content = {
+        "state_dict": OrderedDict(a=tensor(0, (2, 3), (3, 1)), b=tensor(1, (2,), (3,))),
+        "long": "é" * 300,
+        "epochs": {1, 2},
+        "step": 2**40,
+        "digest": b"abc",
+        "names": ["a", "a", ("b",)],
+        "seed": np.int64(3),
+    }
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol).dump(content)
+    path = archive(tmp_path / "a.pth", buffer.getvalue(), {"0": np.arange(6, dtype=np.float32)})
+    read = read_torch(path)
+    np.testing.assert_array_equal(read["state_dict"]["a"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(read["state_dict"]["b"], [1, 4])
+    assert (read["long"], read["step"]) == (content["long"], content["step"])
+    assert read["names"] == content["names"]
+
+
 def test_lightnings_hyperparameters_become_inert(tmp_path):
     namespace = b"cargparse\nNamespace\n)\x81}" + text("lr") + number(1) + b"sb"
     program = state(hyper_parameters=namespace, x=tensor("0", (1,), (1,), 1))
@@ -200,8 +255,30 @@ def test_inconsistent_archives_are_refused(tmp_path):
     refused(path, "more bytes than the file has")
     path.write_bytes(content.replace(np.ones(4, np.float32).tobytes(), bytes(16)))
     refused(path, "damaged")
-    path.write_bytes(b"")
-    refused(path, "cut short")
+    content = archive(path, program, storages).read_bytes()
+    for length in (40, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        refused(path, "zip archive cut short; fetch it again")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html>Virus scan warning</html>", "HTML or XML page"),
+        (b"\xef\xbb\xbf\n  <HTML><head>", "HTML or XML page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b'{"message": "Not Found"}', "JSON, not weights"),
+        (b"\x1f\x8b\x08\x00", "compressed archive; unpack it"),
+        (b"\x89HDF\r\n", "HDF5"),
+        (b"weights", "opcode"),
+    ],
+)
+def test_what_is_downloaded_in_place_of_weights_is_called_what_it_is(tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    refused(path, message)
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,7 +5,9 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,7 @@ from typing import Any, Final
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
 from chexseg_jax.images import Normalization
 from chexseg_jax.models.deeplab import DeepLabV3Plus
@@ -46,6 +49,13 @@ RULES: Final[tuple[tuple[type[nnx.Module], Rules], ...]] = (
 )
 
 
+WRAPPERS: Final = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+)
+"""Names under which training scripts store a state dict; averaged weights if there are no others."""
+
+
 class WeightsError(ValueError):
     """A file of weights that does not fit the network or its normalization."""
 
@@ -59,6 +69,8 @@ def start_from(
     stage: str = "classifier",
 ) -> None:
     """Load initial weights from a PyTorch file that expects the network's own normalization.
+
+    A file from which no normalization follows is used with the network's, and a line on stderr says so.
 
     Args:
         path: as for `load_torch`.
@@ -74,9 +86,16 @@ def start_from(
         expected = load_torch(path, model, head=head)
     except ValueError as error:
         raise WeightsError(str(error)) from None
-    if expected == normalization:
-        return
     flag = f"--{stage}.normalization"
+    if expected is None:
+        named = next((n for n, known in NORMALIZATIONS.items() if known == normalization), "given")
+        tqdm.write(
+            f"{path} does not say how its images were normalized; they are normalized as {named} "
+            f"({flag}).",
+            sys.stderr,
+        )
+    if expected is None or expected == normalization:
+        return
     for name, known in NORMALIZATIONS.items():
         if known == expected:
             raise WeightsError(
@@ -90,8 +109,11 @@ def start_from(
 
 def load_torch(
     source: Path | Mapping[str, Any], model: nnx.Module, *, head: bool = True
-) -> Normalization:
+) -> Normalization | None:
     """Load weights with PyTorch's names into a network.
+
+    A prefix that all names share, such as `module.`, is stripped, and a stem for one grey channel is
+    spread over three.
 
     Args:
         source: a file of `torch.save` or of safetensors, or a state dict of arrays.
@@ -100,16 +122,17 @@ def load_torch(
             differs; then, and where the publisher has no head, the network's own values stay.
 
     Returns:
-        The normalization that the weights expect.
+        The normalization that the weights expect, None if neither file nor names tell.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape; nothing is changed then.
     """
     prefix = f"{source}: " if isinstance(source, Path) else ""
     content, stated = read_checkpoint(source) if isinstance(source, Path) else (source, None)
-    publisher, tensors = plain_names(find_state_dict(content, prefix))
     paths = {key: path for path, key in torch_names(model).items()}
     heads = {key for key in paths if re.match(r"(classifier|fc)\.", key)}
+    named = find_state_dict(content, prefix)
+    publisher, tensors = _without_prefix(named, paths.keys() - heads, heads)
     if not (head and publisher.head):
         tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
         paths = {key: path for key, path in paths.items() if key not in heads}
@@ -117,10 +140,10 @@ def load_torch(
         missing, left_over = paths.keys() - tensors.keys(), tensors.keys() - paths.keys()
         raise ValueError(
             f"{prefix}the weights are not this network's: missing {_listed(missing)}, "
-            f"left over {_listed(left_over)}"
+            f"left over {_listed(left_over)}{_hint(tensors, missing)}"
         )
     state = _weights(model)
-    loaded = {}
+    loaded, grey = {}, False
     for key, path in paths.items():
         tensor = tensors[key]
         if not isinstance(tensor, np.ndarray) or not jnp.issubdtype(tensor.dtype, jnp.floating):
@@ -131,15 +154,17 @@ def load_torch(
             raise ValueError(
                 f"{prefix}{key} has values that are not finite; take another checkpoint"
             )
-        if publisher is TORCHXRAYVISION and key == "features.conv0.weight":
-            value = _for_three_channels(value)
         shape = state[path].get_value().shape
+        if len(shape) == value.ndim == 4 and (shape[2], value.shape[2]) == (3, 1):
+            value, grey = np.repeat(value / np.float32(3), 3, 2), True
         if value.shape != shape:
             hint = "; pass head=False to keep the network's own head" if key in heads else ""
             raise ValueError(f"{prefix}{key} has shape {value.shape}, ours has {shape}{hint}")
         loaded[path] = state[path].replace(jnp.asarray(value))
     nnx.update(model, nnx.from_flat_state(loaded))
-    return stated or publisher.normalization
+    # ImageNet's three normalized channels are not what a network for one channel saw.
+    implied = None if grey and publisher is not TORCHXRAYVISION else publisher.normalization
+    return stated or implied
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -169,6 +194,8 @@ def read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Normalization | None
         content, metadata = read_safetensors(path)
         if "normalization" in metadata:
             normalization = _parse_normalization(metadata["normalization"], path)
+        else:
+            normalization = _timms_normalization(path.with_name("config.json"))
     else:
         content = read_torch(path)
     if not isinstance(content, Mapping):
@@ -177,16 +204,29 @@ def read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Normalization | None
 
 
 def find_state_dict(content: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-    """Return the state dict that a checkpoint is, or holds beside other entries.
+    """Return the state dict that a checkpoint is, or holds beside other entries, at any depth.
+
+    Of several the first in `WRAPPERS` is taken; under other names a single one is found too.
 
     Raises:
         ValueError: its keys are not all text.
     """
-    nested = content.get("state_dict")
-    state = nested if isinstance(nested, Mapping) else content
+    state, depth = content, 0
+    while depth < 4 and not _holds_kernels(state):
+        nested = {key: v for key, v in state.items() if isinstance(v, Mapping) and v}
+        filled = [key for key, value in nested.items() if _holds_kernels(value)]
+        known = [key for key in WRAPPERS if key in nested]
+        if not known and len(filled) != 1:
+            break
+        state, depth = nested[(known or filled)[0]], depth + 1
     if not all(isinstance(key, str) for key in (*content, *state)):
         raise ValueError(f"{prefix}it holds no state dict; save model.state_dict() instead")
     return state
+
+
+def _holds_kernels(state: Mapping[Any, Any]) -> bool:
+    """Return whether a dictionary names arrays by text with a dot, as a state dict does."""
+    return any(isinstance(v, np.ndarray) and "." in str(key) for key, v in state.items())
 
 
 def _parse_normalization(text: str, path: Path) -> Normalization:
@@ -205,6 +245,16 @@ def _parse_normalization(text: str, path: Path) -> Normalization:
     )
 
 
+def _timms_normalization(path: Path) -> Normalization | None:
+    """Read the normalization in timm's `config.json` beside its weights, None if there is none."""
+    try:
+        published = json.loads(path.read_text())["pretrained_cfg"]
+        mean, std = (tuple(map(float, published[name])) for name in ("mean", "std"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return _parse_normalization(json.dumps({"mean": mean, "std": std}), path)
+
+
 def plain_names(tensors: Mapping[str, Any]) -> tuple[Publisher, dict[str, Any]]:
     """Return the publisher of tensors, and the tensors with plain names, without its additions."""
     publisher = next(
@@ -218,6 +268,41 @@ def plain_names(tensors: Mapping[str, Any]) -> tuple[Publisher, dict[str, Any]]:
         if not dropped.match(key):
             renamed[key] = tensor
     return publisher, renamed
+
+
+def _without_prefix(
+    tensors: Mapping[str, Any], body: AbstractSet[str], heads: AbstractSet[str]
+) -> tuple[Publisher, dict[str, Any]]:
+    """Return `plain_names` of tensors without the prefix that all share, if they are a network's then.
+
+    Args:
+        tensors: a state dict.
+        body: the network's names without its head's.
+        heads: the names of its head.
+    """
+    found = plain_names(tensors)
+    stripped, counters = dict(tensors), re.compile("|".join(BUFFERS))
+    while found[1].keys() - heads != body:
+        parts = {key.partition(".")[0] for key in stripped if not counters.match(key)}
+        if len(parts) != 1 or not all("." in key for key in stripped if not counters.match(key)):
+            return plain_names(tensors)
+        stripped = {
+            key.partition(".")[2]: tensor
+            for key, tensor in stripped.items()
+            if not counters.match(key)
+        }
+        found = plain_names(stripped)
+    return found
+
+
+def _hint(tensors: Mapping[str, Any], missing: AbstractSet[str]) -> str:
+    """Say which prefix hides the missing names, if one does."""
+    first = min(missing, key=len, default="")
+    for key in tensors:
+        prefix = key.removesuffix(first)
+        if missing and prefix != key and all(prefix + name in tensors for name in missing):
+            return f"; its names begin with {prefix!r}: save the state dict of that part alone"
+    return ""
 
 
 def _weights(model: nnx.Module) -> dict[VariablePath, Any]:
@@ -266,11 +351,6 @@ def _outputs_last(tensor: np.ndarray) -> np.ndarray:
 def _outputs_first(tensor: np.ndarray) -> np.ndarray:
     """Transpose a kernel of ours: HWIO to OIHW, (in, out) to (out, in)."""
     return np.ascontiguousarray(np.transpose(tensor, {4: (3, 2, 0, 1), 2: (1, 0)}.get(tensor.ndim)))
-
-
-def _for_three_channels(kernel: np.ndarray) -> np.ndarray:
-    """Spread a stem's kernel for one grey channel over three equal ones."""
-    return np.repeat(kernel / np.float32(3), 3, 2) if kernel.shape[2] == 1 else kernel
 
 
 def _listed(keys: Iterable[str]) -> str:

@@ -70,14 +70,14 @@ class Publisher:
 
     Attributes:
         mark: a pattern that starts some key of its files and of no other publisher's.
-        normalization: of the images that the weights were trained on.
+        normalization: of the images that the weights were trained on; None if every user has another.
         renamed: patterns of keys and their replacements.
         dropped: patterns that start the keys to leave out, after renaming.
         head: whether the files hold a classifier's head.
     """
 
     mark: str
-    normalization: Normalization
+    normalization: Normalization | None
     renamed: Rules = ()
     dropped: tuple[str, ...] = ()
     head: bool = True
@@ -97,8 +97,8 @@ PUBLISHERS: Final = (
         (r"fc\.[02]\.", r"module\.encoder_k\.", r"module\.queue"),
         head=False,
     ),
-    # CheXseg's segmenter, from segmentation_models.pytorch.
-    Publisher(r"decoder\.", CHEXPERT),
+    # segmentation_models.pytorch; CheXseg's segmenter was trained on `chexpert`'s normalization.
+    Publisher(r"decoder\.", None),
     # IRNet: every tensor under up to three names, and constants of the loss.
     Publisher(
         r"fc_edge6\.",
@@ -116,4 +116,5 @@ PUBLISHERS: Final = (
     # torchvision, whose older DenseNets write `norm.1` for `norm1`.
     Publisher(r"", IMAGENET, ((r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),)),
 )
-BUFFERS: Final = (r"(.*\.)?num_batches_tracked$",)
+BUFFERS: Final = (r"(.*\.)?num_batches_tracked$", r"n_averaged$")
+"""Counters of PyTorch's BatchNorm and of its AveragedModel."""

@@ -10,6 +10,7 @@ import safetensors
 from safetensors.numpy import save
 
 from chexseg_jax.runtime.atomic_write import atomic_write
+from chexseg_jax.weights.file_kinds import kind_of_other_file
 
 DTYPES: Final[Mapping[str, np.dtype]] = {
     name: np.dtype(dtype)
@@ -56,6 +57,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     Raises:
         SafetensorsError: the file is damaged, or holds a dtype that weights do not use.
     """
+    if kind := kind_of_other_file(path):
+        raise SafetensorsError(f"{path}: {kind}")
     arrays = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -67,5 +70,5 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             return arrays, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise SafetensorsError(
-            f"{path}: no readable safetensors file ({error!s:.200}); fetch it again"
+            f"{path}: no readable safetensors file, or cut short ({error!s:.200}); fetch it again"
         ) from None

@@ -4,7 +4,7 @@ A pickle is a program for a stack machine. The machine below knows only the opco
 writes. Of the names that a pickle may call, those that make tensors are understood, a few that hold no
 weights become inert objects, and every other is refused. Both layouts are read: the zip archive, and the
 plain stream from before PyTorch 1.6, which is that of CheXseg's own checkpoints and of torchvision's
-DenseNet-121.
+DenseNet-121. Pickles may be of protocols 2 to 5.
 """
 
 import math
@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
+
+from chexseg_jax.weights.file_kinds import kind_of_other_file
 
 MAX_BYTES: Final = 2**33
 """The largest file that is read."""
@@ -48,8 +50,11 @@ INERT: Final = frozenset(
         "pathlib.PosixPath",
         "pytorch_lightning.utilities.parsing.AttributeDict",
         "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
         "numpy.dtype",
         "_codecs.encode",
+        "builtins.set",
+        "__builtin__.set",
     }
 )
 """Names in checkpoints of PyTorch Lightning beside the weights; each becomes an `Inert`."""
@@ -57,7 +62,8 @@ INERT: Final = frozenset(
 # Opcodes with a constant, with an argument in `struct`'s notation, and with a number of items.
 CONSTANTS: Final = {0x4E: None, 0x88: True, 0x89: False}
 NUMBERS: Final = {0x4A: "<i", 0x4B: "<B", 0x4D: "<H", 0x47: ">d"}
-STRINGS: Final = {0x58: "<I", 0x55: "<B", 0x54: "<I"}
+STRINGS: Final = {0x58: "<I", 0x55: "<B", 0x54: "<I", 0x8C: "<B", 0x8D: "<Q"}
+BYTES: Final = {0x42: "<I", 0x43: "<B", 0x8E: "<Q", 0x96: "<Q"}
 PUTS: Final = {0x71: "<B", 0x72: "<I"}
 GETS: Final = {0x68: "<B", 0x6A: "<I"}
 TUPLES: Final = {0x29: 0, 0x85: 1, 0x86: 2, 0x87: 3}
@@ -162,7 +168,7 @@ class Unpickler:
             if code == 0x2E:  # STOP
                 return self._pop()
             if code == 0x80:  # PROTO
-                if self._number("<B") > 3:
+                if self._number("<B") > 5:
                     raise TorchFileError("its pickle is of a protocol that torch.save does not use")
             elif code in CONSTANTS:
                 push(CONSTANTS[code])
@@ -170,10 +176,16 @@ class Unpickler:
                 push(self._number(NUMBERS[code]))
             elif code in STRINGS:
                 push(self._take(self._number(STRINGS[code])).decode())
+            elif code in BYTES:
+                push(self._take(self._number(BYTES[code])))
+            elif code == 0x95:  # FRAME
+                self._number("<Q")
             elif code == 0x8A:  # LONG1
                 push(int.from_bytes(self._take(self._number("<B")), "little", signed=True))
             elif code in PUTS:
                 self._memo[self._number(PUTS[code])] = self._stack[-1]
+            elif code == 0x94:  # MEMOIZE
+                self._memo[len(self._memo)] = self._stack[-1]
             elif code in GETS:
                 push(self._memo[self._number(GETS[code])])
             elif code == 0x28:  # MARK
@@ -184,9 +196,11 @@ class Unpickler:
                 push(tuple(self._pop_marked()))
             elif code == 0x7D:  # EMPTY_DICT
                 push({})
-            elif code == 0x5D:  # EMPTY_LIST
+            elif code in (0x5D, 0x8F):  # EMPTY_LIST, EMPTY_SET; no set holds weights
                 push([])
-            elif code in (0x61, 0x65):  # APPEND, APPENDS
+            elif code == 0x91:  # FROZENSET
+                push(self._pop_marked())
+            elif code in (0x61, 0x65, 0x90):  # APPEND, APPENDS, ADDITEMS
                 items = [self._pop()] if code == 0x61 else self._pop_marked()
                 self._top(list).extend(items)
             elif code in (0x73, 0x75):  # SETITEM, SETITEMS
@@ -194,6 +208,11 @@ class Unpickler:
                 _set_items(self._top(dict), items)
             elif code == 0x63:  # GLOBAL
                 module, name = self._line(), self._line()
+                push(Global(f"{module}.{name}"))
+            elif code == 0x93:  # STACK_GLOBAL
+                name, module = self._pop(), self._pop()
+                if not (isinstance(module, str) and isinstance(name, str)):
+                    raise TorchFileError("its pickle names an object by something other than text")
                 push(Global(f"{module}.{name}"))
             elif code in (0x52, 0x81):  # REDUCE, NEWOBJ
                 arguments, function = self._pop(), self._pop()
@@ -277,7 +296,7 @@ def _call(function: Global, arguments: tuple[Any, ...]) -> Any:
         return Inert()
     raise TorchFileError(
         f"it asks for {function.name!r:.80}, which is refused; "
-        "save the state dict alone with torch.save"
+        "save the state dict alone with torch.save(model.state_dict(), FILE)"
     )
 
 
@@ -302,6 +321,8 @@ def read_torch(path: Path) -> Any:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise TorchFileError(f"{path}: {size} bytes exceed the limit of {MAX_BYTES}")
+    if kind := kind_of_other_file(path):
+        raise TorchFileError(f"{path}: {kind}")
     try:
         if zipfile.is_zipfile(path):
             return _read_archive(path)
@@ -356,7 +377,9 @@ def _read_stream(content: bytes) -> Any:
     """Read a stream: pickles of magic, version, system, object and storage keys; then the numbers."""
     unpickler = Unpickler(content)
     if unpickler.load() != MAGIC:
-        raise TorchFileError("it is neither torch's zip archive nor torch's stream")
+        raise TorchFileError(
+            "it is neither torch's zip archive nor torch's stream; save model.state_dict() instead"
+        )
     version, system, result, keys = (unpickler.load() for _ in range(4))
     if version != 1001 or not (isinstance(system, dict) and system.get("little_endian") is True):
         raise TorchFileError("its stream is of another version or byte order")
