@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 
 from experiments.parity_checks.fixtures import Comparison, Fixtures, ReferenceArrays, failure
@@ -124,9 +125,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"     {'name':80} {'error':>8} {'at most':>8}")
     comparisons = []
-    for comparison in compare_folder(fixtures, config.only):
-        print(comparison, flush=True)
-        comparisons.append(comparison)
+    # The references are in float32: on an accelerator, products in less would be compared with it.
+    with jax.default_matmul_precision("highest"):
+        for comparison in compare_folder(fixtures, config.only):
+            print(comparison, flush=True)
+            comparisons.append(comparison)
     names = [path.name for path in config.fixtures.iterdir()]
     patterns = comparers(NetworkComparisons(fixtures)) if config.only is None else {}
     absent = [pattern for pattern in patterns if not any(fnmatch(n, pattern) for n in names)]

@@ -1,7 +1,11 @@
+from pathlib import Path
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chexseg_jax.pseudolabels import crf
 from chexseg_jax.pseudolabels.crf import CrfConfig, refine, seeds_from_cams
 
 
@@ -54,6 +58,40 @@ def test_more_cells_than_a_tile(monkeypatch):
     whole = refine(label, image)
     monkeypatch.setattr("chexseg_jax.pseudolabels.crf.TILE", 16)
     np.testing.assert_allclose(refine(label, image), whole, atol=1e-5)
+
+
+GOLDEN = Path(__file__).parent / "goldens" / "parity" / "crf.npz"
+
+
+def test_no_product_is_rounded_on_any_platform():
+    shapes = [jax.ShapeDtypeStruct((1, 24, 24, count), jnp.float32) for count in (10, 1)]
+    function = jax.jit(lambda maps, image: refine(maps > 0.5, image))
+    for platform in ("cpu", "cuda", "tpu"):
+        with jax.default_matmul_precision("bfloat16"):
+            module = jax.export.export(function, platforms=[platform])(*shapes).mlir_module()
+        products = [line for line in module.splitlines() if "stablehlo.dot_general" in line]
+        assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def rounded_products(rows, columns):
+    """Squared distances from a matrix product whose operands are rounded to bfloat16, as on a TPU."""
+    few, many = (features.astype(jnp.bfloat16).astype(jnp.float32) for features in (rows, columns))
+    squares = (rows**2).sum(-1)[:, None] + (columns**2).sum(-1)[None]
+    return jnp.maximum(squares - 2 * few @ many.T, 0)
+
+
+def test_distances_from_rounded_products_would_not_agree_with_pydensecrf(monkeypatch):
+    with np.load(GOLDEN) as arrays:
+        image, label, reference = (arrays[f"2/{name}"] for name in ("image", "label", "t1_p0.7"))
+
+    def share_that_differs():
+        labels, images = jnp.asarray(label != 0)[None, ..., None], jnp.asarray(image[None, ..., :1])
+        found = refine(labels, images, CrfConfig(iterations=1))
+        return float(((found[0, ..., 0] > 0.5) != (reference.argmax(0) > 0)).mean())
+
+    assert share_that_differs() < 0.01
+    monkeypatch.setattr(crf, "_squared_distances", rounded_products)
+    assert share_that_differs() > 0.04
 
 
 def test_a_speck_in_a_flat_image_is_smoothed_away():
