@@ -1,14 +1,17 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chexseg_jax.evaluation.metrics import patient_of
 from chexseg_jax.images import letterbox, unletterbox
 from chexseg_jax.inference.export import load, load_segmenter
 from chexseg_jax.masks import pack, pack_rles
-from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, PATHOLOGIES
+from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.stage_folder import RecordReader
 from chexseg_jax.training.checkpoints import restore
 from chexseg_jax.weights.convert import to_torch
@@ -192,7 +195,12 @@ def test_again_it_skips_and_rho_touches_the_last_two_stages(workdir):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(["--rho=1.5"], "rho must lie in"), (["--image-size=100"], "multiple of 32")],
+    [
+        (["--rho=1.5"], "rho must lie in"),
+        (["--image-size=100"], "multiple of 32"),
+        (["--experts=0"], "at least 1"),
+        (["--seeds.background=0.7"], "below --seeds.foreground"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(flags, said, capsys):
     with pytest.raises((SystemExit, ValueError)) as caught:
@@ -239,6 +247,44 @@ def test_a_run_makes_only_what_its_result_needs(workdir):
     full = [json.loads(path.read_text()) for path in workdir.glob("segmenter-*/manifest.json")]
     (alone,) = [manifest for manifest in full if manifest["settings"]["rho"] == 1]
     assert "pseudo_masks" not in alone["inputs"] and alone["pseudo"] == 0
+
+
+@pytest.mark.parametrize("source", ["teacher", "fused"])
+def test_a_teacher_is_the_run_of_rho_1_and_labels_the_weak_images(workdir, source):
+    config = read_arguments("", arguments(workdir, f"--pseudo={source}", "--until=pseudo_masks"))
+    config = replace(config, segmenter=replace(config.segmenter, epochs=0.5))
+    config = replace(config, pseudo_masks=replace(config.pseudo_masks, thresholds="chosen"))
+    run = run_pipeline(config, open_data(config))
+    alone = run_pipeline(replace(config, rho=1.0, until="segmenter"), open_data(config))
+    assert alone.segmenter.path == run.teacher.path
+    thresholds = run.pseudo_masks.manifest["thresholds"]
+    assert list(thresholds) == PATHOLOGIES and all(0 <= t < 1 for t in thresholds.values())
+    masks = PseudoMaskSource(run.pseudo_masks)
+    drawn = 0
+    for index in range(len(masks)):
+        labels = run.data.train[index]["labels"][np.array(OBSERVATION_OF_PATHOLOGY)]
+        positive = {name for name, label in zip(PATHOLOGIES, labels, strict=True) if label == 1}
+        extra = {"Enlarged Cardiomediastinum"} if "Cardiomegaly" in positive else set()
+        assert masks[index].rles.keys() <= positive | extra
+        drawn += len(positive & masks[index].rles.keys())
+    assert drawn > 50  # a positive finding gets a mask even if the teacher is unsure
+
+
+def test_expert_masks_are_drawn_by_patient_and_a_larger_draw_holds_the_smaller(workdir):
+    def drawn(*flags):
+        return open_data(read_arguments("", arguments(workdir, *flags))).expert_train
+
+    every = drawn()
+    few, more = drawn("--experts=5"), drawn("--experts=9")
+    ids = [[source[i]["image_id"] for i in range(len(source))] for source in (few, more)]
+    assert (len(few), len(more)) == (5, 9) and set(ids[0]) < set(ids[1])
+    assert drawn("--experts=9999").fingerprint == every.fingerprint != few.fingerprint
+    cut = {patient_of(i) for i in ids[1]} & {
+        patient_of(every[i]["image_id"])
+        for i in range(len(every))
+        if every[i]["image_id"] not in ids[1]
+    }
+    assert len(cut) <= 1  # only the last patient may be drawn in part
 
 
 def test_the_report_of_a_run_without_pseudo_masks(workdir, capsys):

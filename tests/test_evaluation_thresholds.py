@@ -2,8 +2,15 @@ import numpy as np
 import pytest
 
 from chexseg_jax.evaluation.chexlocalize import write_gates
-from chexseg_jax.evaluation.metrics import Counts, nan_mean
-from chexseg_jax.evaluation.thresholds import Gates, best_gates
+from chexseg_jax.evaluation.metrics import (
+    THRESHOLDS,
+    Counts,
+    count,
+    nan_mean,
+    stack,
+    threshold_bins,
+)
+from chexseg_jax.evaluation.thresholds import Gates, best_gates, pseudo_mask_thresholds
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.evaluation import gated
 
@@ -67,3 +74,22 @@ def test_gates_are_written_as_cheXlocalize_writes_them(tmp_path):
     lines = (tmp_path / "gates.csv").read_text().splitlines()
     assert lines[0] == "prob_threshold,mIoU,task" and len(lines) == kinds + 1
     assert lines[1] == f"{PATHOLOGIES.index('Airspace Opacity') / 10},,Airspace Opacity"
+
+
+def test_pseudo_masks_take_a_threshold_of_their_own_only_with_enough_expert_masks():
+    maps = np.zeros((3, 4, 4, 2), np.float32)
+    maps[..., 0] = 0.3
+    maps[:, 1:3, 1:3, 0] = 0.6  # the first finding is what exceeds 0.3
+    maps[..., 1] = 0.8
+    maps[:, :1, :, 1] = 0.9  # the second what exceeds 0.8
+    masks = np.stack([maps[..., 0] > 0.3, maps[..., 1] > 0.8], -1)
+    masks[1:, ..., 1] = False
+    maps[1:, ..., 1] = 0
+    some = stack([count(threshold_bins(m), t) for m, t in zip(maps, masks, strict=True)])
+    own = pseudo_mask_thresholds(some, fewest=1)
+    assert 0.3 <= own[0] < 0.6 and 0.8 <= own[1] < 0.9
+    found = pseudo_mask_thresholds(some, fewest=2)  # the second has one mask
+    assert found[0] == own[0]
+    assert found[1] in THRESHOLDS
+    # Above 0.3 both have 12 + 16 pixels of which 12 + 4 are right; above 0.8, 4 of 4 and 12 missed.
+    assert 0.3 <= found[1] < 0.6

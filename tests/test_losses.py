@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chexseg_jax.losses import classification_loss, dice, finding_logits, policies_of
+from chexseg_jax.losses import (
+    classification_loss,
+    dice,
+    finding_logits,
+    policies_of,
+    segmentation_loss,
+)
 from chexseg_jax.pathologies import OBSERVATIONS
 
 LABELS = jnp.array([[1, 0, -1, -2]])
@@ -84,3 +90,24 @@ def test_dice_is_pooled_over_the_batch_and_skips_the_ignored():
     assert float(scores[0]) != pytest.approx(float(alone[0]))
     gradients = jax.grad(lambda z: dice(z, masks, valid).sum())(logits)
     assert float(jnp.abs(gradients[1, ..., 1]).max()) == 0.0
+
+
+def test_cross_entropy_beside_dice_by_hand():
+    logits = jnp.zeros((2, 1, 2, 1)).at[0, 0, 0, 0].set(2.0)
+    masks = jnp.zeros((2, 1, 2, 1)).at[0, 0, 0, 0].set(1.0)
+    valid = jnp.array([[True], [False]])
+    plain = 1 - dice(logits, masks, valid).mean()
+    np.testing.assert_allclose(segmentation_loss(logits, masks, valid, "dice"), plain)
+    entropy = (np.log1p(np.exp(-2.0)) + np.log(2)) / 2  # of the valid image's two pixels
+    found = segmentation_loss(logits, masks, valid, "dice+cross-entropy")
+    np.testing.assert_allclose(found, plain + entropy, rtol=1e-6)
+
+
+def test_cross_entropy_moves_an_empty_mask_where_dice_hardly_does():
+    masks, valid = jnp.zeros((1, 8, 8, 1)), jnp.ones((1, 1), bool)
+    logits = jnp.full((1, 8, 8, 1), 5.0)
+    both, alone = (
+        jnp.abs(jax.grad(lambda x, k=kind: segmentation_loss(x, masks, valid, k))(logits)).sum()
+        for kind in ("dice+cross-entropy", "dice")
+    )
+    assert float(both) > 10 * float(alone)
