@@ -7,17 +7,19 @@ DICOM files. Writes to `--out`:
     findings.csv              maximum and mean probability, and area, of every finding in every image
     overlays/                 a PNG of every image with its masks
     report.html               the first images, to look through
-    failed.csv                files that could not be used, and why
+    failed.csv                files that could not be used or lack a result, and why
 
 `--maps` adds probability maps (16-bit PNG, letterboxed), `--dicom-seg` a DICOM Segmentation for every
 DICOM file with a mask that is not empty. The same command resumes a stopped one. Exit codes: 0, success;
-2, nothing could be started; 3, some files were left out. Not a medical device.
+2, nothing could be started; 3, some files were left out or lack a result. Not a medical device.
 """
 
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -27,8 +29,9 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from chexseg_jax.inference.export import ExportedNetwork, ExportError, load_segmenter
-from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError
+from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError, error_text
 from chexseg_jax.radiographs.read import read_radiograph
+from chexseg_jax.runtime.atomic_write import WriteError
 from chexseg_jax.runtime.cpu import keep_memory
 from datasets.errors import DataError
 from experiments.prediction.inputs import InputFile, find_inputs
@@ -102,11 +105,11 @@ def predict_batches(
         dicom_seg=config.dicom_seg,
         fingerprint=journal.fingerprint,
     )
-    bar = tqdm(total=len(inputs), desc="predict", unit=" images")
     # Two pools: in a single one, reading ahead could hold up rendering indefinitely.
     with (
-        ThreadPoolExecutor(config.threads) as readers,
-        ThreadPoolExecutor(config.threads) as renderers,
+        tqdm(total=len(inputs), desc="predict", unit=" images") as bar,
+        _threads(config.threads) as readers,
+        _threads(config.threads) as renderers,
     ):
         queue = prefetch(readers, inputs, segmenter, 2 * batch)
         while futures := list(islice(queue, batch)):
@@ -114,8 +117,8 @@ def predict_batches(
             for file, future in futures:
                 try:
                     ready.append((file, *future.result()))
-                except RadiographError as error:
-                    journal.record_failure(file, str(error))
+                except Exception as error:  # one file never ends a batch
+                    journal.record_failure(file, _reason(file, error))
                     bar.update()
             if not ready:
                 continue
@@ -131,27 +134,48 @@ def predict_batches(
             for (file, *_), result in zip(ready, results, strict=True):
                 try:
                     journal.record(file, result.result())
-                except RadiographError as error:
-                    journal.record_failure(file, str(error))
+                except WriteError:
+                    raise
+                except Exception as error:
+                    journal.record_failure(file, _reason(file, error))
                 bar.update()
             journal.flush()
-    bar.close()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads which, when an error or a signal ends the work, drops what is queued."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _reason(file: InputFile, error: Exception) -> str:
+    """Return why a file failed."""
+    known = isinstance(error, RadiographError)
+    return str(error) if known else f"{file.path}: {error_text(error)}; leave it out"
 
 
 def predict_inputs(config: PredictConfig) -> int:
     """Predict the pending files, write the outputs, and return the exit code."""
+    if config.dicom_seg and find_spec("highdicom") is None:
+        raise DataError("--dicom-seg needs a package: pip install 'chexseg-jax[dicom]'")
     segmenter = load_segmenter(config.model)
     inputs = find_inputs(config.images)
     options = {"overlays": config.overlays, "maps": config.maps, "dicom_seg": config.dicom_seg}
     with ProgressJournal(config.out, config.model, **options) as journal:
         predict_batches(config, segmenter, journal.pending(inputs), journal)
-        failed = write_outputs(config.out, segmenter, inputs, journal, config.shown)
-    print(f"{len(inputs) - failed} of {len(inputs)} X-rays: {config.out / 'report.html'}")
-    if failed:
-        print(
-            f"{failed} files were left out; {config.out / 'failed.csv'} says why", file=sys.stderr
-        )
-    return 3 if failed else 0
+        left_out, incomplete = write_outputs(config.out, segmenter, inputs, journal, config.shown)
+    print(f"{len(inputs) - left_out} of {len(inputs)} X-rays: {config.out / 'report.html'}")
+    faults = {
+        f"{left_out} files were left out": left_out,
+        f"{incomplete} lack a result": incomplete,
+    }
+    if said := " and ".join(text for text, count in faults.items() if count):
+        print(f"{said}; {config.out / 'failed.csv'} says why", file=sys.stderr)
+    return 3 if said else 0
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,10 +8,11 @@ import csv
 import hashlib
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 from zipfile import BadZipFile
@@ -51,7 +52,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write rows of cells atomically."""
-    with atomic_write(path) as aside, aside.open("w", newline="") as file:
+    with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
@@ -70,13 +71,18 @@ def _to_json(content: Any) -> Any:
 
 @dataclass(frozen=True)
 class StageFolder:
-    """The folder of one stage, finished or not."""
+    """The folder of one stage, finished or not.
+
+    `origins` tells for each file of weights from elsewhere its source, revision and SHA-256.
+    """
 
     path: Path
     stage: str
     fingerprint: str
     settings: dict[str, Any]
     inputs: dict[str, str]
+    version: int = 0
+    origins: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -94,9 +100,11 @@ class StageFolder:
         if jax.process_index() == 0:
             manifest = {
                 "stage": self.stage,
+                "version": self.version,
                 "fingerprint": self.fingerprint,
                 "settings": self.settings,
                 "inputs": self.inputs,
+                **({"weights": self.origins} if self.origins else {}),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 **results,
             }
@@ -105,8 +113,32 @@ class StageFolder:
         wait_for_all(f"finished {self.path.name}")
 
 
+def pass_over(folder: Path, what: str) -> None:
+    """Say on stderr that the folder of another version or tool is not used."""
+    tqdm.write(
+        f"{folder}: {what} of another version or another tool; it is passed over.", sys.stderr
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read the manifest of any stage's folder; None, and a line on stderr, if it is none of ours."""
+    try:
+        match json.loads((folder / "manifest.json").read_text()):
+            case {"stage": str(), "settings": dict(), "inputs": dict()} as manifest:
+                return manifest
+    except (OSError, ValueError, RecursionError):
+        pass
+    pass_over(folder, "its manifest is")
+    return None
+
+
 def open_stage_folder(
-    workdir: Path, stage: str, version: int, settings: Any, inputs: Mapping[str, str]
+    workdir: Path,
+    stage: str,
+    version: int,
+    settings: Any,
+    inputs: Mapping[str, str],
+    origins: Mapping[str, Any] | None = None,
 ) -> StageFolder:
     """Return the folder of a stage with these settings and inputs; create it if it is missing.
 
@@ -116,11 +148,13 @@ def open_stage_folder(
         version: of the stage's code; raised when the same settings give another result.
         settings: a dataclass or a mapping; everything that the result depends on beside the inputs.
         inputs: fingerprints of what the stage reads, by name.
+        origins: where weights from elsewhere came from; for the manifest alone.
     """
     values = dict(settings) if isinstance(settings, Mapping) else asdict(settings)
     fingerprint = digest([stage, version, values, dict(inputs)])
+    path = (workdir / f"{stage}-{fingerprint}").absolute()
     folder = StageFolder(
-        (workdir / f"{stage}-{fingerprint}").absolute(), stage, fingerprint, values, dict(inputs)
+        path, stage, fingerprint, values, dict(inputs), version, dict(origins or {})
     )
     folder.path.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(folder.path)

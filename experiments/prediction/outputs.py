@@ -15,7 +15,7 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.radiographs.radiograph import RadiographError
 from chexseg_jax.radiographs.read import read_radiograph
 from chexseg_jax.runtime.stage_folder import write_csv
-from experiments.prediction.inputs import InputFile
+from experiments.prediction.inputs import InputFile, printable
 from experiments.prediction.progress import ProgressJournal
 from experiments.prediction.rendering import mask_thumbnail, prediction_example
 from experiments.report.overlays import Example
@@ -33,7 +33,7 @@ def write_outputs(
     inputs: Sequence[InputFile],
     journal: ProgressJournal,
     examples: int,
-) -> int:
+) -> tuple[int, int]:
     """Write the files of all X-rays, with one result in memory at a time.
 
     Args:
@@ -44,20 +44,25 @@ def write_outputs(
         examples: how many X-rays the page shows.
 
     Returns:
-        The number of files that failed.
+        The numbers of files that could not be used, and of those whose results are incomplete.
     """
-    done = [file for file in inputs if journal.failure(file) is None]
+    done = [file for file in inputs if journal.has_result(file)]
     predictions = ((file.image_id, journal.result(file)["rles"]) for file in done)
     write_predictions(out / "pred_segmentations.json", predictions)
     findings = (row for file in done for row in _findings(file, journal.result(file)))
     write_csv(out / "findings.csv", chain([HEADS], findings))
-    failures = [[file.path, reason] for file in inputs if (reason := journal.failure(file))]
+    failures = [
+        [printable(file.path), printable(reason)]
+        for file in inputs
+        if (reason := journal.failure(file))
+    ]
     write_csv(out / "failed.csv", [["file", "reason"], *failures])
+    left_out = len(inputs) - len(done)
     read = (_read_example(file, journal.result(file), segmenter) for file in done[:examples])
     cards = [example for example in read if example]
-    report = _page_content(segmenter.config, len(done), len(failures), len(cards))
+    report = _page_content(segmenter.config, len(done), left_out, len(cards))
     write_prediction_page(out / "report.html", report, cards)
-    return len(failures)
+    return left_out, len(failures) - left_out
 
 
 def _findings(file: InputFile, result: dict[str, Any]) -> list[list[Any]]:
@@ -72,7 +77,9 @@ def _findings(file: InputFile, result: dict[str, Any]) -> list[list[Any]]:
             physical = [f"{mm2:.1f}", spacing["attribute"]]
         probabilities = [result["greatest"][k], result["means"][k]]
         share = f"{area / (height * width):.6f}"
-        rows.append([file.image_id, file.path, name, *probabilities, area, share, *physical])
+        rows.append(
+            [file.image_id, printable(file.path), name, *probabilities, area, share, *physical]
+        )
     return rows
 
 

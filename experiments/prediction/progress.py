@@ -1,7 +1,7 @@
 """Journal of a prediction, from which a stopped run resumes: JSON lines, one per image.
 
 A line is written after the image's files; an incomplete last line is dropped. A file whose size or date
-changes is predicted again, and so is a file that could not be used.
+changes is predicted again, and so is a file that could not be used or lacks a result.
 """
 
 import json
@@ -30,7 +30,7 @@ class ProgressJournal:
             raise DataError(f"{folder}: --out has other files in it; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         self._lines: dict[str, tuple[int, int]] = {}  # offset and length by image id
-        self._stamps: dict[str, list[Any]] = {}
+        self._stamps: dict[str, list[Any] | None] = {}
         self._failures: dict[str, str] = {}
         end = self._read()
         self._file = self._path.open("r+b" if self._path.exists() else "x+b")
@@ -66,7 +66,7 @@ class ProgressJournal:
                     )
                 if "image_id" in row:
                     self._lines[row["image_id"]] = (end, len(line))
-                    self._stamps[row["image_id"]] = row["file"]
+                    self._stamps[row["image_id"]] = None if row.get("fault") else row["file"]
                 end += len(line)
         return end
 
@@ -79,12 +79,14 @@ class ProgressJournal:
         return [file for file in inputs if self._stamps.get(file.image_id) != _stamp(file.path)]
 
     def record(self, file: InputFile, result: dict[str, Any]) -> None:
-        """Append the result of a file."""
+        """Append the result of a file; its `fault` says what of it could not be written."""
         self._file.seek(0, os.SEEK_END)
         start = self._file.tell()
         self._write({"image_id": file.image_id, "file": _stamp(file.path), **result})
         self._lines[file.image_id] = (start, self._file.tell() - start)
         self._failures.pop(file.image_id, None)
+        if fault := result.get("fault"):
+            self._failures[file.image_id] = fault
 
     def record_failure(self, file: InputFile, reason: str) -> None:
         """Note that a file could not be used; the next run tries it again."""
@@ -98,8 +100,12 @@ class ProgressJournal:
             os.fsync(self._file.fileno())
 
     def failure(self, file: InputFile) -> str | None:
-        """Return why a file failed in this run, None if it did not."""
+        """Return why a file, or one of its results, failed in this run, None if nothing did."""
         return self._failures.get(file.image_id)
+
+    def has_result(self, file: InputFile) -> bool:
+        """Return whether a file was predicted."""
+        return file.image_id in self._lines
 
     def result(self, file: InputFile) -> dict[str, Any]:
         """Read the result of a file from the disk; none is kept in memory."""

@@ -1,6 +1,7 @@
 """Render the prediction of one X-ray: masks at native size, their measurements, and image files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from PIL import Image
 from chexseg_jax.images import content_slices, letterbox, unletterbox_plane
 from chexseg_jax.masks import encode_rle
 from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.radiographs.dicom import read_header
 from chexseg_jax.radiographs.dicom_seg import write_segmentation
-from chexseg_jax.radiographs.radiograph import Radiograph
+from chexseg_jax.radiographs.radiograph import Radiograph, RadiographError, error_text
 from chexseg_jax.radiographs.read import is_dicom
-from chexseg_jax.runtime.atomic_write import atomic_write
+from chexseg_jax.runtime.atomic_write import WriteError, atomic_write
 from experiments.prediction.inputs import InputFile
 from experiments.report.overlays import Example, blend_masks, resize_nearest
 
@@ -41,7 +43,13 @@ def render_result(
     radiograph: Radiograph,
     maps: Float[np.ndarray, "s s k"],
 ) -> dict[str, Any]:
-    """Write the files of an X-ray and return its run lengths and measurements by pathology."""
+    """Write the files of an X-ray and return its run lengths and measurements by pathology.
+
+    What cannot be written for reasons of this X-ray is named under `fault`.
+
+    Raises:
+        WriteError: the disk is full or read-only.
+    """
     height, width = radiograph.image.shape[:2]
     content = maps[content_slices(height, width, maps.shape[0])]
     result: dict[str, Any] = {
@@ -63,21 +71,39 @@ def render_result(
             thumbnails.append(mask_thumbnail(mask))
         if masks is not None:
             masks[..., k] = mask
+    faults: list[str] = []
     if options.overlays:
-        overlay = blend_masks(prediction_example(file.image_id, radiograph, thumbnails, {}))
-        _write_png(options.out / "overlays" / f"{file.image_id}.png", overlay)
+        path = options.out / "overlays" / f"{file.stem}.png"
+        with _collect_faults(path, faults):
+            overlay = blend_masks(prediction_example(file.image_id, radiograph, thumbnails, {}))
+            _write_png(path, overlay)
     if options.maps:
-        for k, name in enumerate(PATHOLOGIES):
-            levels = np.rint(maps[..., k] * 65535).astype(np.uint16)
-            _write_png(options.out / "maps" / file.image_id / f"{name}.png", levels)
+        folder = options.out / "maps" / file.stem
+        with _collect_faults(folder, faults):
+            for k, name in enumerate(PATHOLOGIES):
+                levels = np.rint(maps[..., k] * 65535).astype(np.uint16)
+                _write_png(folder / f"{name}.png", levels)
     if masks is not None and masks.any():
-        import pydicom
+        path = options.out / "dicom-seg" / f"{file.stem}.dcm"
+        with _collect_faults(path, faults):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_segmentation(path, read_header(file.path), masks, options.fingerprint)
+    return result | ({"fault": "; ".join(faults)} if faults else {})
 
-        source = pydicom.dcmread(file.path, stop_before_pixels=True)
-        path = options.out / "dicom-seg" / f"{file.image_id}.dcm"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_segmentation(path, source, masks, options.fingerprint)
-    return result
+
+@contextmanager
+def _collect_faults(path: Path, faults: list[str]) -> Iterator[None]:
+    """Note why a file could not be written; errors of the disk, which concern all files, pass."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except RadiographError as error:
+        faults.append(str(error))
+    except (
+        Exception
+    ) as error:  # of Pillow, pydicom and the file system: one file never ends a batch
+        faults.append(f"{path}: cannot be written ({error_text(error)}); rename the X-ray")
 
 
 def mask_thumbnail(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "s s"]:

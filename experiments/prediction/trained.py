@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from chexseg_jax.models.spec import Kind, NetworkSpec
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
+from chexseg_jax.runtime.stage_folder import read_manifest
 from chexseg_jax.training.checkpoints import spec_of
 from datasets.errors import DataError
 from experiments.run.versions import versions
@@ -71,6 +72,7 @@ def find_trained(path: Path, kind: Kind) -> TrainedNetwork:
         return _from_stage(path, kind)
     stage = STAGE_OF[kind]
     folders = [p.parent for p in sorted(path.glob(f"{stage}-*/manifest.json"))]
+    folders = [folder for folder in folders if read_manifest(folder)]
     if not folders:
         raise DataError(
             f"{path}: no finished {stage} stage in it; give --run the work folder of "
@@ -85,7 +87,12 @@ def find_trained(path: Path, kind: Kind) -> TrainedNetwork:
 
 
 def _from_stage(folder: Path, kind: Kind) -> TrainedNetwork:
-    stage = _manifest(folder)["stage"]
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DataError(
+            f"{folder}: its manifest is of another version or another tool; run it again"
+        )
+    stage = manifest["stage"]
     if not stage.startswith(STAGE_OF[kind]):
         hint = "" if kind != "segmenter" else "; give the folder of its evaluation"
         raise DataError(f"{folder}: a stage of kind {stage} holds no {kind}{hint}")
@@ -107,12 +114,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _summary(folder: Path) -> str:
     """Return what tells a stage's folder from others of its kind."""
-    manifest = _manifest(folder)
-    if manifest["stage"] != "evaluation":
-        return manifest["finished"]
-    settings = _manifest(_segmenter_of(folder))["settings"]
-    iou = json.loads((folder / "metrics.json").read_text())["mean"]["run"]["iou"]
-    return f"rho {settings['rho']:g}, seed {settings['seed']}, mean IoU {iou:.3f}"
+    try:
+        manifest = _manifest(folder)
+        if manifest["stage"] != "evaluation":
+            return manifest["finished"]
+        settings = _manifest(_segmenter_of(folder))["settings"]
+        iou = json.loads((folder / "metrics.json").read_text())["mean"]["run"]["iou"]
+        return f"rho {settings['rho']:g}, seed {settings['seed']}, mean IoU {iou:.3f}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "of another version"
 
 
 def _gates(path: Path) -> dict[str, float]:

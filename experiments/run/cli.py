@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from filelock import FileLock, Timeout
@@ -13,6 +14,7 @@ from chexseg_jax.evaluation.chexlocalize import ChexlocalizeError
 from chexseg_jax.runtime.atomic_write import explain_write_errors
 from chexseg_jax.runtime.cpu import keep_memory
 from chexseg_jax.runtime.sharding import wait_for_all
+from chexseg_jax.runtime.terminal import close_bars
 from chexseg_jax.training.data import BatchError
 from chexseg_jax.training.loop import NotFinite
 from chexseg_jax.training.signals import Stopped, raise_on_signals
@@ -45,9 +47,9 @@ def managed_run(workdir: Path) -> Iterator[None]:
         ):
             yield
     except Stopped as stopped:
-        print(f"\nStopped{stopped.where}. Run the same command to go on.", file=sys.stderr)
-        sys.exit(stopped.code)
+        _exit_stopped(stopped)
     except ERRORS as error:
+        close_bars()
         sys.exit(f"{error}")
 
 
@@ -82,9 +84,19 @@ def exclusive_workdir(workdir: Path) -> Iterator[None]:
 
 @contextmanager
 def exit_on_errors(*errors: type[Exception]) -> Iterator[None]:
-    """Print errors of these types and exit with code 2."""
+    """Print errors of these types and exit with code 2; exit with 143 or 130 on signals."""
     try:
-        yield
+        with raise_on_signals():
+            yield
+    except Stopped as stopped:
+        _exit_stopped(stopped)
     except errors as error:
+        close_bars()
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _exit_stopped(stopped: Stopped) -> NoReturn:
+    close_bars()
+    print(f"\nStopped{stopped.where}. Run the same command to go on.", file=sys.stderr)
+    sys.exit(stopped.code)
