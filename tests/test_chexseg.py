@@ -18,6 +18,8 @@ from chexseg_jax.weights.convert import to_torch
 from chexseg_jax.weights.safetensors import write_safetensors
 from experiments.chexseg import main
 from experiments.export import main as export
+from experiments.robustness import EXPOSURES
+from experiments.robustness import main as robustness
 from experiments.run.config import PRESETS, read_arguments
 from experiments.run.data import open_data
 from experiments.run.pipeline import run_pipeline
@@ -158,6 +160,20 @@ def test_an_export_predicts_what_the_run_predicted(workdir, tmp_path):
         export([f"--run={stage(workdir, kind)}", f"--out={tmp_path / kind}", f"--what={kind}"])
         assert load(tmp_path / kind, kind).image_size == 64
     assert not list(tmp_path.glob(".*"))
+
+
+def test_robustness_as_it_is_equals_the_evaluation(workdir, capsys):
+    evaluation = stage(workdir, "evaluation")
+    robustness([f"--run={evaluation}"])
+    with (evaluation / "robustness.csv").open() as file:
+        rows = {row["exposure"]: row for row in csv.DictReader(file)}
+    assert list(rows) == list(EXPOSURES) and "gamma 0.5" in capsys.readouterr().out
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    for name, score in metrics["pooled"]["run"].items():
+        found = float(rows["as it is"][f"iou/{name}"] or "nan")
+        assert found == pytest.approx(np.nan if score["iou"] is None else score["iou"], nan_ok=True)
+    assert 0.5 < float(rows["as it is"]["auroc"]) <= 1
+    assert len({row["iou"] for row in rows.values()}) > 4
 
 
 @pytest.mark.parametrize(
