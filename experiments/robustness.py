@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import tyro
@@ -60,7 +60,8 @@ def small(source: Source, size: int) -> Source:
     """Scale images and masks to their content in the letterbox; keep them in memory."""
 
     def transform(_: int, example: Example) -> Example:
-        inside = content_slices(*example["image"].shape[:2], size)
+        height, width = example["image"].shape[:2]
+        inside = content_slices(height, width, size)
         masks = pack(letterbox_masks(example["masks"], size) > 0)[inside]
         return {**example, "image": letterbox(example["image"], size)[inside], "masks": masks}
 
@@ -73,7 +74,7 @@ def exposed(source: Source, curve: Curve) -> Source:
     return Mapped(source, lambda _, e: {**e, "image": levels[e["image"]]})
 
 
-def measure(config: RobustnessConfig, evaluation: Path) -> list[dict[str, float | str]]:
+def measure(config: RobustnessConfig, evaluation: Path) -> list[dict[str, Any]]:
     """Return a row for each exposure: its name, means, AUROCs and IoUs; NaN where undefined."""
     manifest = json.loads((evaluation / "manifest.json").read_text())
     folders = {n: evaluation.with_name(f"{n}-{manifest['inputs'][n]}") for n in NETWORKS}
@@ -83,7 +84,7 @@ def measure(config: RobustnessConfig, evaluation: Path) -> list[dict[str, float 
     classifier, segmenter = restore(folders["classifier"]), restore(folders["segmenter"])
     segment = jit_inference(MaskProbabilities(spec.normalization), segmenter)
     thresholds = read_thresholds(evaluation / "thresholds.csv")
-    rows: list[dict[str, float | str]] = []
+    rows: list[dict[str, Any]] = []
     for name, curve in EXPOSURES.items():
         source = exposed(test, curve)
         scores = aurocs(*predict(classifier, source, classifier_spec, config.batch_size))
@@ -94,7 +95,8 @@ def measure(config: RobustnessConfig, evaluation: Path) -> list[dict[str, float 
             counts += map(overlap, masks, batch["masks"][:count])
         ious = dict(zip(PATHOLOGIES, stack(counts).pooled().iou()[0].tolist(), strict=True))
         auroc = mean_of([scores[observation] for observation in COMPETITION_OBSERVATIONS])
-        row = {"exposure": name, "auroc": auroc, "iou": mean_of(list(ious.values()))}
+        row: dict[str, Any] = {"exposure": name, "auroc": auroc}
+        row["iou"] = mean_of(list(ious.values()))
         row |= {f"auroc/{observation}": score for observation, score in scores.items()}
         rows.append(row | {f"iou/{pathology}": value for pathology, value in ious.items()})
     return rows

@@ -17,7 +17,7 @@ import grain
 import jax
 import numpy as np
 from grain.python import ReadOptions
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
 from chexseg_jax.images import letterbox, letterbox_masks
@@ -150,7 +150,7 @@ def augment(
     gain, bias = 1 + exposure * generator.uniform(-1, 1), 255 * exposure * generator.uniform(-1, 1)
     result = dict(example)
     pixels = _zoom_and_shift(example["images"], zoom, dy, dx, Image.Resampling.BILINEAR)
-    levels = np.arange(256, dtype=np.float32)
+    levels: Float[np.ndarray, "256"] = np.arange(256, dtype=np.float32)
     if gamma:
         levels = 255 * (levels / 255) ** np.float32(2 ** (gamma * generator.uniform(-1, 1)))
     levels = (levels - 128) * gain + 128 + bias / 2
