@@ -47,6 +47,26 @@ def test_percentiles_by_hand():
     np.testing.assert_array_equal(adjust(image, "percentile"), expected)
 
 
+def test_medians_by_hand():
+    # Stretched, the median is a quarter of white: the exponent is 1/2, which makes it half of white.
+    image = levels([20] * 40 + [60] * 30 + [180] * 40)  # 40 of 160 levels above the lowest
+    expected = levels([0] * 40 + [128] * 30 + [255] * 40)
+    np.testing.assert_array_equal(adjust(image, "median"), expected)
+    # Of an image that is half black the exponent is at its bound, 1/4.
+    black = levels([0] * 60 + [16] * 20 + [255] * 20)
+    found = adjust(black, "median")
+    np.testing.assert_array_equal(found, levels([0] * 60 + [128] * 20 + [255] * 20))
+
+
+@pytest.mark.parametrize(("gamma", "slope"), [(0.5, 1), (2, 1), (1, 0.25), (0.7, 0.5)])
+def test_a_median_undoes_gamma_and_window_together(gamma, slope):
+    rows, columns = np.mgrid[:60, :50]
+    image = (60 + 3 * rows + columns // 4).astype(np.uint8)
+    exposed = np.rint(255 * (0.1 + slope * (image / 255) ** gamma * 0.9)).astype(np.uint8)
+    apart = adjust(exposed, "median").astype(int) - adjust(image, "median")
+    assert np.abs(apart).mean() < 5 < np.abs(exposed.astype(int) - image).mean()
+
+
 @pytest.mark.parametrize("photometry", TABLES)
 def test_grey_levels_keep_their_order(photometry):
     image = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
