@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from functools import partial
 
@@ -13,12 +14,14 @@ from flax import nnx
 from chexseg_jax.images import IMAGENET
 from chexseg_jax.models.layers import BatchNorm, linear
 from chexseg_jax.models.spec import BackboneSpec, NetworkSpec
+from chexseg_jax.runtime.memory import needed_bytes
+from chexseg_jax.training import loop
 from chexseg_jax.training.checkpoints import Checkpoints, restore, to_pure_dicts
-from chexseg_jax.training.data import shuffled_repeated
+from chexseg_jax.training.data import BatchError, shuffled_repeated
 from chexseg_jax.training.loop import NotFinite, fit, learning_rates, poly
 from chexseg_jax.training.metrics_log import read_metrics
 from chexseg_jax.training.signals import SIGNALS, Stopped, raise_on_signals
-from chexseg_jax.training.step import moving_average
+from chexseg_jax.training.step import init_state, make_step, moving_average
 
 
 class Net(nnx.Module):
@@ -343,3 +346,66 @@ def test_a_folder_without_a_checkpoint_says_so(tmp_path):
 def test_the_rate_decays_polynomially():
     schedule = poly(0.1, 100)
     assert [float(schedule(t)) for t in (0, 50, 100)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0.0])
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
+    """For a network without BatchNorm and without noise, which see a part at a time."""
+
+    def quiet(model, batch, key, context):
+        hidden = jax.nn.relu(model.first(batch["rows"]))
+        error = model.last(hidden)[:, 0] - batch["target"]
+        return (error**2).mean(), {"error": jnp.abs(error).mean()}
+
+    for parts in (1, 2, 4):
+        train(tmp_path / f"{parts}", objective=quiet, accumulate=parts, batch_size=32)
+    logs = [read_metrics(tmp_path / f"{parts}" / "metrics.jsonl") for parts in (1, 2, 4)]
+    for one, *others in zip(*logs, strict=True):
+        for other in others:
+            assert other == pytest.approx(one, rel=1e-5)
+    for parts in (2, 4):
+        same(weights(tmp_path / f"{parts}"), weights(tmp_path / "1"), rtol=1e-4, atol=1e-6)
+
+
+def test_batchnorm_sees_a_part_at_a_time():
+    batch = {name: np.stack([Rows()[i][name] for i in range(16)]) for name in ("rows", "target")}
+    net, descent = Net(), optax.sgd(0.0)
+    graph, state = init_state(net, descent, nnx.Param)
+    step = make_step(graph, objective, descent, jax.random.key(0), accumulate=2)
+    frozen = step(state, batch, np.int32(0), np.zeros(1, np.int32), None)[0]["frozen"]
+    expected, hidden = np.zeros(8), Net().first(batch["rows"])
+    for part in (hidden[::2], hidden[1::2]):
+        expected = 0.9 * expected + 0.1 * np.asarray(part).mean(0)
+    np.testing.assert_allclose(frozen["norm"]["mean"][...], expected, rtol=1e-5)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused(tmp_path):
+    with pytest.raises(BatchError, match=r"--test\.accumulate=3 does not divide the 2 images"):
+        train(tmp_path, accumulate=3)
+
+
+def test_a_step_that_does_not_fit_names_a_batch_that_does(tmp_path, monkeypatch):
+    def message(**options):
+        with pytest.raises(BatchError) as caught:
+            train(tmp_path, name="classifier-teacher", **options)
+        return str(caught.value)
+
+    step = {}  # the bytes of every step that was compiled
+
+    def needed(compiled):
+        return step.setdefault(len(step), needed_bytes(compiled))
+
+    monkeypatch.setattr(loop, "needed_bytes", needed)
+    monkeypatch.setattr(loop, "free_bytes", lambda _: None)
+    train(tmp_path / "fits", batch_size=2048, steps=1)
+    monkeypatch.setattr(loop, "free_bytes", lambda _: step[0])
+    train(tmp_path / "fits", batch_size=2048, steps=2)  # as much as is needed is enough
+    assert step[0] == step[1]
+    monkeypatch.setattr(loop, "free_bytes", lambda _: step[0] * 2 // 3)
+    said = message(batch_size=2048)
+    assert "a step of 2048 images needs" in said and "\n" not in said
+    fits, parts = map(int, re.findall(r"--classifier\.(?:batch-size|accumulate) (\d+)", said))
+    assert 1000 <= fits < 1400 and parts == 2
+    train(tmp_path / "smaller", batch_size=fits, steps=1)
+    train(tmp_path / "parts", batch_size=2048, accumulate=parts, steps=1)
+    monkeypatch.setattr(loop, "free_bytes", lambda _: 10)
+    assert "too little for one image" in message()

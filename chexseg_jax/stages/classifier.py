@@ -47,13 +47,16 @@ class ClassifierConfig:
     output_stride: int = 32  # pixels per CAM cell: 32, or 16 with a dilated last block
     pooling: Pooling = GAP
     normalization: NormalizationName = "imagenet"
-    init: Path | None = None
-    """A PyTorch file to start from: torchvision, torchxrayvision, Lightning or MoCo-CXR."""
+    init: str | None = None
+    """Weights to start from: a PyTorch file (torchvision, torchxrayvision, Lightning, MoCo-CXR),
+    `imagenet`, or hf://OWNER/NAME[@REVISION]."""
     init_head: bool = False
     """Whether to load that file's head too, if it classifies the same observations."""
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
     batch_size: int = 16
+    accumulate: int = 1
+    """Parts in which a step takes its batch, for want of memory; BatchNorm sees one part at a time."""
     epochs: float = 3.0
     every: int = 300  # steps between validations: the paper's 4,800 images
     augment: float = 0.0  # zoom within this share, shift within half of it
@@ -146,7 +149,7 @@ def run(
     spec = config.network_spec(image_size, photometry)
     model = spec.build(seed)
     if config.init:
-        start_from(config.init, model, spec.normalization, head=config.init_head)
+        start_from(Path(config.init), model, spec.normalization, head=config.init_head)
     teacher_graph, context = None, None
     if teacher is not None:
         teacher_graph, context = nnx.split(restore(teacher))
@@ -178,6 +181,7 @@ def run(
         key=jax.random.key(seed),
         evaluate=evaluate,
         average=config.average,
+        accumulate=config.accumulate,
         context=context,
     )
     model = restore(folder.path, spec)

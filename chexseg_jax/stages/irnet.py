@@ -49,12 +49,15 @@ class IrnetConfig:
     momentum: float = 0.0
     weight_decay: float = 1e-4
     batch_size: int = 16
+    accumulate: int = 1
+    """Parts in which a step takes its batch, for want of memory; BatchNorm sees one part at a time."""
     epochs: float = 3.0
     every: int = 1000  # steps between checkpoints
     augment: float = 0.5
     """Of zoom and shift; the exposure stays, because the frozen backbone has not learned another."""
-    init: Path | None = None
-    """A PyTorch file of a ResNet-50, the frozen backbone in place of the classifier."""
+    init: str | None = None
+    """Weights of a ResNet-50, the frozen backbone in place of the classifier: a PyTorch file,
+    `imagenet`, or hf://OWNER/NAME[@REVISION]."""
     init_whole: bool = False
     """Whether that file is a whole IRNet, whose heads are loaded too."""
     normalization: NormalizationName = "imagenet"
@@ -156,7 +159,8 @@ def run(
     model = spec.build(seed, backbone=None if config.init else classifier)
     if config.init:
         target = model if config.init_whole else model.backbone
-        start_from(config.init, target, spec.normalization, head=config.init_whole, stage="irnet")
+        path, whole = Path(config.init), config.init_whole
+        start_from(path, target, spec.normalization, head=whole, stage="irnet")
     steps = max(1, round(config.epochs * len(seeds) / config.batch_size))
     best = fit(
         model,
@@ -170,5 +174,6 @@ def run(
         every=config.every,
         key=jax.random.key(seed),
         trained=HEADS if config.displacement else BOUNDARY_HEAD,
+        accumulate=config.accumulate,
     )
     folder.finish(**best, network=asdict(spec), images=len(seeds))

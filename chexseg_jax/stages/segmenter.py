@@ -52,12 +52,15 @@ class SegmenterConfig:
     width: int = 256  # channels of the decoder
     rates: tuple[int, int, int] = (12, 24, 36)  # dilations of the pyramid
     dropout: float = 0.5
-    init: Path | None = None
-    """A PyTorch file to start the whole segmenter from (smp's `best_model.pth`)."""
+    init: str | None = None
+    """A PyTorch file to start the whole segmenter from (smp's `best_model.pth`), or
+    hf://OWNER/NAME[@REVISION]. `--classifier.normalization` says what its images were."""
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
     loss: SegmentationLoss = "dice"
     batch_size: int = 8
+    accumulate: int = 1
+    """Parts in which a step takes its batch, for want of memory; BatchNorm sees one part at a time."""
     epochs: float = 20.0  # of expert and pseudo-masks together
     every: int = 200  # steps between validations
     augment: float = 0.0  # zoom within this share, shift within half of it
@@ -127,7 +130,7 @@ def run(
     """
     model = spec.build(seed, backbone=encoder)
     if config.init:
-        start_from(config.init, model, spec.normalization)
+        start_from(Path(config.init), model, spec.normalization)
     indices = sample_indices(len(images), config.maps, seed)
     experts = _expert_dataset(expert_train, spec.image_size) if rho > 0 else None
     weak = None
@@ -168,6 +171,7 @@ def run(
         key=jax.random.key(seed),
         evaluate=evaluate,
         average=config.average,
+        accumulate=config.accumulate,
     )
     folder.finish(
         **best,

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 from tqdm import tqdm
 
+from chexseg_jax.runtime.memory import free_bytes, needed_bytes
 from chexseg_jax.runtime.sharding import global_mesh, replicated, shard_global_batch, wait_for_all
 from chexseg_jax.runtime.stage_folder import write_json
 from chexseg_jax.training.checkpoints import (
@@ -28,7 +29,7 @@ from chexseg_jax.training.checkpoints import (
     split_state,
     to_pure_dicts,
 )
-from chexseg_jax.training.data import READ, image_ids_of, process_batches
+from chexseg_jax.training.data import READ, BatchError, image_ids_of, process_batches
 from chexseg_jax.training.metrics_log import MetricsLog
 from chexseg_jax.training.signals import Stopped, deferred_signals
 from chexseg_jax.training.step import Objective, StepStatus, init_state, make_step
@@ -71,6 +72,7 @@ def fit(
     evaluate: Callable[[nnx.Module], dict[str, float]] | None = None,
     trained: nnx.filterlib.Filter = nnx.Param,
     context: Any = None,
+    accumulate: int = 1,
     average: float = 0.0,
 ) -> dict[str, float]:
     """Train a model and return the score and step of its best checkpoint.
@@ -90,10 +92,12 @@ def fit(
             is the best.
         trained: filter of the variables that the optimizer updates.
         context: passed to the objective as an argument of the jitted step.
+        accumulate: parts in which a step takes its batch; see `make_step`.
         average: decay of an exponential moving average of weights and statistics, which is what
             `evaluate` sees and checkpoints hold; 0 for none.
 
     Raises:
+        BatchError: a step needs more memory than is free, or the batch does not divide.
         NotFinite: a loss, a gradient or a weight is NaN or infinite. The state before that step is
             saved, and the step's images are listed in `not_finite.json`.
         Stopped: a signal arrived (see `signals`); the step that was running is saved.
@@ -105,7 +109,9 @@ def fit(
     # donates its input state's buffers, and the model is the caller's.
     state, context = jax.device_put(jax.device_get((state, context)), replicated(mesh))
     state = jax.tree.map(jnp.copy, state)
-    train_step = make_step(graph, objective, optimizer, key, trained, average)
+    train_step = make_step(
+        graph, objective, optimizer, key, trained, accumulate=accumulate, average=average
+    )
 
     def merge_model(state: Any) -> nnx.Module:
         weights = state["averages"] if average else state
@@ -147,6 +153,12 @@ def fit(
         )
 
     dataset, single_process = process_batches(examples, batch_size), jax.process_count() == 1
+    parts = batch_size // jax.device_count()
+    if accumulate < 1 or parts % accumulate:
+        raise BatchError(
+            f"{_flag(name, 'accumulate')}={accumulate} does not divide the {parts} images of a batch "
+            f"that a device has; choose a divisor of {parts}"
+        )
     with Checkpoints(folder / "checkpoints") as checkpoints, deferred_signals() as signals:
         start = last_saved = checkpoints.latest() or 0
         if start:
@@ -201,9 +213,10 @@ def fit(
             batch = shard_global_batch(next(batches), mesh)
             received = np.full(jax.local_device_count(), signals.pending_signal, np.int32)
             received = shard_global_batch(received, mesh)
-            if step == start and not single_process:  # compile times may differ by minutes
-                train_step.lower(state, batch, np.int32(step), received, context).compile()
-                wait_for_all(f"compiled {folder.name}")
+            if step == start:
+                arguments = (state, batch, np.int32(step), received, context)
+                _check_memory(name, train_step, arguments, batch_size, accumulate)
+                wait_for_all(f"compiled {folder.name}")  # which may take minutes longer in one
             state, logs, status = train_step(state, batch, np.int32(step), received, context)
             loss = log.add(step + 1, logs)
             shared_signal = check_previous_step()
@@ -212,3 +225,55 @@ def fit(
             bar.update(batch_size)
         bar.close()
         return checkpoints.best_score()
+
+
+def _flag(name: str, setting: str) -> str:
+    """Return the flag of a training's setting; a teacher or an encoder has its stage's."""
+    return f"--{name.partition('-')[0]}.{setting}"
+
+
+def _check_memory(
+    name: str,
+    train_step: jax.stages.Wrapped,
+    arguments: tuple[Any, ...],
+    batch_size: int,
+    accumulate: int,
+) -> None:
+    """Compile a step and check that what it needs is free.
+
+    Raises:
+        BatchError: it is not; the message names a batch that fits.
+    """
+
+    def needed_by(size: int) -> int:
+        state, batch, *others = arguments
+        rows = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype, sharding=a.sharding),
+            batch,
+        )
+        return needed_bytes(train_step.lower(state, rows, *others).compile())
+
+    needed, free = needed_by(batch_size), free_bytes(jax.local_devices()[0])
+    if free is None or needed <= free:
+        return
+    devices = jax.device_count()
+    unit = devices * accumulate  # what a batch is a multiple of
+    smaller = batch_size // unit // 2 * unit
+    fits = 0
+    if smaller:  # what a step needs is linear in its batch
+        each = (needed - needed_by(smaller)) / (batch_size - smaller)
+        fixed = needed - each * batch_size
+        fits = int((0.95 * free - fixed) / max(each, 1) / unit) * unit
+    message = (
+        f"{name}: a step of {batch_size} images needs {needed / 1e9:.1f} GB of memory, and "
+        f"{free / 1e9:.1f} GB are free"
+    )
+    if fits <= 0:
+        raise BatchError(f"{message}, too little for one image on each device; free some of it")
+    rows = batch_size // devices
+    part = fits // accumulate
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and batch_size // n <= part)
+    raise BatchError(
+        f"{message}; take {_flag(name, 'batch-size')} {fits}, or {_flag(name, 'accumulate')} {parts} "
+        f"for the same batch in {parts} parts (BatchNorm then sees one part at a time)"
+    )

@@ -2,7 +2,7 @@
 
 A step is one compiled function over the whole mesh. Its status is returned with it, so that every
 process learns the same at the same step: whether the numbers were finite, and whether a process has a
-signal pending.
+signal pending. A batch that does not fit into memory is taken in parts, whose gradients are averaged.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from chexseg_jax.runtime.cpu import compiler_options
 from chexseg_jax.training.checkpoints import split_state
@@ -90,6 +90,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
     trained: nnx.filterlib.Filter = nnx.Param,
+    accumulate: int = 1,
     average: float = 0.0,
 ) -> jax.stages.Wrapped:
     """Return the compiled step of a training; it donates its input buffers.
@@ -97,6 +98,10 @@ def make_step(
     Called with (state, batch, number, signals, context), where `number` picks the step's randomness and
     `signals` holds, for each device, the signal that its process has received, or 0. A step whose loss,
     gradient or result is not finite leaves the state as it was, and so does every step after it.
+
+    With `accumulate` = n the batch is taken in n parts in turn, and gradient, loss and logs are
+    the means over them. BatchNorm then sees a part at a time: it normalizes by the part's moments and
+    updates its running statistics n times.
     """
 
     @partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
@@ -107,12 +112,30 @@ def make_step(
         signals: Int[Array, "d"],
         context: Any,
     ) -> tuple[dict[str, Any], Logs, StepStatus]:
-        def loss_of(params: Any) -> tuple[Float[Array, ""], tuple[Any, Logs]]:
-            model = nnx.merge(graph, params, state["frozen"], copy=True)
-            loss, logs = objective(model, batch, jax.random.fold_in(key, number), context)
+        def loss_of(
+            params: Any, frozen: Any, batch: Batch, key: Key[Array, ""]
+        ) -> tuple[Float[Array, ""], tuple[Any, Logs]]:
+            model = nnx.merge(graph, params, frozen, copy=True)
+            loss, logs = objective(model, batch, key, context)
             return loss, (split_state(model, trained)[2], {"loss": loss, **logs})
 
-        gradients, (frozen, logs) = jax.grad(loss_of, has_aux=True)(state["params"])
+        def add_part(total: Any, part: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
+            (frozen, *sums), (rows, part_key) = total, part
+            gradients, (frozen, logs) = gradient_of(state["params"], frozen, rows, part_key)
+            return (frozen, *jax.tree.map(jnp.add, sums, [gradients, logs])), None
+
+        gradient_of, step_key = jax.grad(loss_of, has_aux=True), jax.random.fold_in(key, number)
+        if accumulate == 1:
+            arguments = (state["params"], state["frozen"], batch, step_key)
+            gradients, (frozen, logs) = gradient_of(*arguments)
+        else:
+            parts = jax.tree.map(partial(_in_parts, count=accumulate), batch)
+            keys = jax.random.split(step_key, accumulate)
+            first = (jax.tree.map(lambda rows: rows[0], parts), keys[0])
+            shapes = jax.eval_shape(gradient_of, state["params"], state["frozen"], *first)
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (shapes[0], shapes[1][1]))
+            (frozen, *sums), _ = jax.lax.scan(add_part, (state["frozen"], *zeros), (parts, keys))
+            gradients, logs = jax.tree.map(lambda total: total / accumulate, sums)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "frozen": frozen, "opt_state": opt_state}
@@ -129,3 +152,8 @@ def make_step(
         return {**new, "all_finite": all_finite}, logs, status
 
     return step
+
+
+def _in_parts(rows: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "count p ..."]:
+    """Split rows into parts; each takes as many of every device, so that no row changes its device."""
+    return jnp.swapaxes(rows.reshape(-1, count, *rows.shape[1:]), 0, 1)

@@ -69,10 +69,11 @@ class Config:
     """How many weakly labelled images to use, sampled by the seed; all if not given."""
     encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
     """The segmenter's encoder: the classifier itself, or a ResNet trained in the same way."""
-    encoder_init: Path | None = None
-    """A PyTorch file for that ResNet to start from, as `--classifier.init` is for the classifier."""
-    encoder_start: Literal["classifier", "random"] | Path = "classifier"
-    """The encoder's initial weights: from its training as a classifier, random, or a PyTorch file."""
+    encoder_init: str | None = None
+    """Weights for that ResNet to start from, as `--classifier.init` is for the classifier."""
+    encoder_start: str = "classifier"
+    """The encoder's initial weights: of its training as a `classifier`, `random`, `imagenet`,
+    hf://OWNER/NAME[@REVISION], or a PyTorch file."""
     wandb: str | None = None
     """A Weights & Biases project to log numbers and overlays to; nothing is sent without it."""
     distributed: bool = False

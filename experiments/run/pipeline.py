@@ -5,15 +5,14 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from chexseg_jax.inference.apply import jit_inference
 from chexseg_jax.losses import policies_of
-from chexseg_jax.models.spec import NetworkSpec
+from chexseg_jax.models.spec import RESNET50, NetworkSpec
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.stage_folder import (
@@ -31,11 +30,16 @@ from chexseg_jax.stages import pseudo_masks as pseudo_masks_stage
 from chexseg_jax.stages import seeds as seeds_stage
 from chexseg_jax.stages import segmenter as segmenter_stage
 from chexseg_jax.stages.classifier import ClassifierConfig
+from chexseg_jax.stages.irnet import IrnetConfig
+from chexseg_jax.stages.segmenter import SegmenterConfig
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.metrics_log import sending_to, sinks
 from chexseg_jax.weights.convert import start_from
+from chexseg_jax.weights.sources import WeightsFile, find_weights
 from experiments.run.config import Config, PseudoSource
 from experiments.run.data import Data
+
+Settings = TypeVar("Settings", ClassifierConfig, IrnetConfig, SegmenterConfig)
 
 
 @dataclass
@@ -62,10 +66,13 @@ class Run:
         inputs: Mapping[str, str],
         work: Callable[[StageFolder], None],
         name: str | None = None,
+        **weights: WeightsFile | None,
     ) -> StageFolder:
-        """Run a stage, or reuse its finished folder."""
+        """Run a stage, or reuse its finished folder; its manifest tells where its weights are from."""
         name = name or module.__name__.rpartition(".")[2]
-        folder = open_stage_folder(self.config.workdir, name, module.VERSION, settings, inputs)
+        origins = {key: file.origin for key, file in weights.items() if file}
+        version = module.VERSION
+        folder = open_stage_folder(self.config.workdir, name, version, settings, inputs, origins)
         started, reused = time.monotonic(), folder.finished
         if not reused:
             with sending_to(*sinks(self.config.wandb)):
@@ -106,6 +113,11 @@ def run_pipeline(config: Config, data: Data) -> Run:
     return run
 
 
+def located(settings: Settings, init: WeightsFile | None) -> Settings:
+    """Return a stage's settings with the local file of its initial weights."""
+    return replace(settings, init=str(init.path)) if init else settings
+
+
 def make_classifier(run: Run, settings: ClassifierConfig, name: str) -> StageFolder:
     """Train a classifier, after the teacher that a self-trained one needs."""
     config, data, teacher = run.config, run.data, None
@@ -114,14 +126,15 @@ def make_classifier(run: Run, settings: ClassifierConfig, name: str) -> StageFol
     inputs = {"train": data.train.fingerprint, "valid": data.valid.fingerprint}
     if teacher:
         inputs["teacher"] = teacher.fingerprint
-    if settings.init:
-        inputs["init"] = digest_file(settings.init)
+    init = find_weights(settings.init, settings.network) if settings.init else None
+    if init:
+        inputs["init"] = init.sha256
     return run.stage(
         classifier_stage,
         {**asdict(settings), "image_size": config.image_size, "seed": config.seed},
         inputs,
         lambda folder: classifier_stage.run(
-            settings,
+            located(settings, init),
             train=data.train,
             valid=data.valid,
             image_size=config.image_size,
@@ -131,6 +144,7 @@ def make_classifier(run: Run, settings: ClassifierConfig, name: str) -> StageFol
             photometry=config.photometry,
         ),
         name,
+        init=init,
     )
 
 
@@ -171,7 +185,8 @@ def make_seeds(run: Run, cams: StageFolder) -> StageFolder:
 
 def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFolder:
     """Train IRNet on seeds."""
-    config, init = run.config, run.config.irnet.init
+    config, named = run.config, run.config.irnet.init
+    init = find_weights(named, RESNET50) if named else None
     classifier_spec = config.classifier.network_spec(config.image_size, config.photometry)
     spec = config.irnet.network_spec(classifier_spec)
     return run.stage(
@@ -179,10 +194,10 @@ def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFo
         {**asdict(config.irnet), "network": asdict(spec), "seed": config.seed},
         {
             "seeds": seeds.fingerprint,
-            "backbone": digest_file(init) if init else classifier.fingerprint,
+            "backbone": init.sha256 if init else classifier.fingerprint,
         },
         lambda folder: irnet_stage.run(
-            config.irnet,
+            located(config.irnet, init),
             spec=spec,
             classifier=None if init else restore(classifier.path),
             seeds=RecordReader(seeds, "seeds"),
@@ -190,6 +205,7 @@ def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFo
             seed=config.seed,
             folder=folder,
         ),
+        init=init,
     )
 
 
@@ -259,11 +275,15 @@ def made(folder: StageFolder | None) -> StageFolder:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The segmenter's encoder: its specification, a fingerprint of its weights, and their source."""
+    """The segmenter's encoder: its specification, a fingerprint of its weights, and their source.
+
+    `weights` is the file that it starts from instead of its training as a classifier.
+    """
 
     spec: NetworkSpec
     fingerprint: str
     load: Callable[[], Any]
+    weights: WeightsFile | None = None
 
 
 def make_encoder(run: Run, classifier: StageFolder) -> Encoder:
@@ -277,14 +297,16 @@ def make_encoder(run: Run, classifier: StageFolder) -> Encoder:
             classifier = make_classifier(run, settings, f"classifier-{config.encoder}")
         return Encoder(spec, classifier.fingerprint, lambda: restore(classifier.path, spec))
 
+    weights = None if start == "random" else find_weights(start, settings.network)
+
     def fresh() -> Any:
         model = spec.build(config.segmenter_seed_or_seed)
-        if isinstance(start, Path):
-            start_from(start, model, spec.normalization, head=False)
+        if weights:
+            start_from(weights.path, model, spec.normalization, head=False)
         return model
 
-    weights = digest_file(start) if isinstance(start, Path) else start
-    return Encoder(spec, digest([weights, asdict(spec)]), fresh)
+    known = weights.sha256 if weights else start
+    return Encoder(spec, digest([known, asdict(spec)]), fresh, weights)
 
 
 def make_segmenter(
@@ -299,8 +321,9 @@ def make_segmenter(
         inputs["expert_train"] = data.expert_train.fingerprint
     if pseudo_masks:
         inputs["pseudo_masks"] = pseudo_masks.fingerprint
-    if settings.init:
-        inputs["init"] = digest_file(settings.init)
+    init = find_weights(settings.init, spec.backbone) if settings.init else None
+    if init:
+        inputs["init"] = init.sha256
     steps = segmenter_stage.training_steps(settings, len(data.expert_train), len(data.train))
     return run.stage(
         segmenter_stage,
@@ -314,7 +337,7 @@ def make_segmenter(
         },
         inputs,
         lambda folder: segmenter_stage.run(
-            settings,
+            located(settings, init),
             spec=spec,
             encoder=encoder.load(),
             expert_train=data.expert_train,
@@ -325,6 +348,8 @@ def make_segmenter(
             seed=seed,
             folder=folder,
         ),
+        init=init,
+        encoder=encoder.weights,
     )
 
 
