@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_flags(SweepConfig, "sweep", SweepConfig, __doc__ or "", arguments)
     arms = arms_of(config)
     distinct = list({arm.name: arm for arm in arms.values()}.values())
-    result = run_comparison(config.run, distinct, config.seeds)
+    result = run_comparison(config.run, lambda _: distinct, config.seeds)
     if jax.process_index() > 0:
         return
     by_name = {row.name: row for row in result.rows}

@@ -2,11 +2,13 @@
 
     python -m experiments.table --data-dir data --workdir runs/chexpert --seeds 17 18 19
     python -m experiments.table --inits random imagenet=resnet18.pth chexpert --encoder resnet18
+    python -m experiments.table --experts 10 20 40 80 140
 
 Takes every flag of `experiments.chexseg`; `--rho` is CheXseg's. `--seeds` are the segmenter's: the
 stages before it are made once, with `--seed`. Intervals are over seeds and images together: of 1,000
 resamples of the seeds, and in each of the test set's patients, the same ones on both sides of a
-difference. Writes `table.csv`, `table.json` and `table.png` (`inits.*` with `--inits`) to
+difference. Several numbers of `--experts` make the curve of test IoU against them. Writes `table.csv`,
+`table.json` and `table.png` (`inits.*` with `--inits`, `experts.*` with `--experts`) to
 `<workdir>/table`.
 """
 
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.runtime.stage_folder import write_json
+from experiments.comparison import experts
 from experiments.comparison.compare import (
     Arm,
     Comparison,
@@ -41,6 +44,7 @@ from experiments.comparison.output import (
 from experiments.report.plots import COLORS, QUIET, save_figure, style_axes
 from experiments.report.tables import format_interval, format_score, interval_name
 from experiments.run.config import Config, read_flags
+from experiments.run.data import Data
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class TableConfig:
     """Of the segmenter; the stages before it keep `--seed`, and are shared."""
     weak_maps: int | None = None
     """How many pseudo-masks the rows without expert masks draw from, if not as many as others."""
+    teacher_rho: float = 0.5
+    """Rho of the rows whose pseudo-masks are a teacher's."""
     inits: tuple[str, ...] = ()
     """Compare what the encoder starts from: any of `random`, `chexpert` and NAME=FILE."""
     out: Path | None = None
@@ -88,6 +94,8 @@ def arms_of(config: TableConfig) -> list[Arm]:
         "weak (CAM)": replace(weak, pseudo="cam"),
         "weak (IRNet)": replace(weak, pseudo="irnet"),
         "full": replace(base, rho=1.0, pseudo="irnet"),
+        "teacher": replace(base, pseudo="teacher", rho=config.teacher_rho),
+        "teacher x CAM": replace(base, pseudo="fused", rho=config.teacher_rho),
         "CheXseg (CAM)": replace(base, pseudo="cam"),
         "CheXseg (IRNet)": replace(base, pseudo="irnet"),
     }
@@ -170,10 +178,33 @@ def write(folder: Path, name: str, result: Comparison, config: TableConfig) -> N
     plot(folder / f"{name}.png", rows, plot_title(run, result.sampled, config.seeds))
 
 
+def _curve(config: TableConfig) -> None:
+    """Run what is missing of the curve over numbers of expert masks, and write it."""
+    arms: dict[experts.Point, Arm] = {}
+
+    def arms_of_data(data: Data) -> list[Arm]:
+        arms.update(experts.arms_of(config.run, config.teacher_rho, data))
+        return [*arms.values()]
+
+    result = run_comparison(config.run, arms_of_data, config.seeds)
+    if jax.process_index() > 0:
+        return
+    folder = output_folder(config.out, config.run.workdir, "table")
+    by_name = {row.name: row for row in result.rows}
+    rows = {point: by_name[arm.name] for point, arm in arms.items()}
+    experts.write(folder, config.run, rows, result, config.seeds)
+    print(experts.text(rows, result.sampled, len(config.seeds)))
+    print(f"Curve: {folder / 'experts'}.csv, .json, .png")
+    print(cost(result.stages))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run what is missing, and write the table."""
     config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
-    result = run_comparison(config.run, arms_of(config), config.seeds)
+    if config.run.experts:
+        _curve(config)
+        return
+    result = run_comparison(config.run, lambda _: arms_of(config), config.seeds)
     if jax.process_index() > 0:
         return
     folder = output_folder(config.out, config.run.workdir, "table")

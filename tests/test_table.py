@@ -1,6 +1,6 @@
 import csv
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +17,12 @@ from chexseg_jax.evaluation.metrics import (
 from chexseg_jax.evaluation.scoring import ImageScores, read_counts, write_counts
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.seeds import SeedsConfig
+from chexseg_jax.stages.segmenter import training_steps
 from experiments import sweep, table
-from experiments.comparison import compare
+from experiments.comparison import compare, experts
 from experiments.run import pipeline
 from experiments.run.config import PHANTOM
-from experiments.run.data import Data
+from experiments.run.data import Concatenated, Data
 
 KINDS = len(PATHOLOGIES)
 
@@ -129,6 +130,14 @@ def test_counts_come_back(tmp_path):
         np.testing.assert_array_equal(mine, other)
 
 
+class Rows(list):
+    """A source of as many numbers as asked for."""
+
+    def __init__(self, fingerprint, count):
+        super().__init__(range(count))
+        self.fingerprint = fingerprint
+
+
 @pytest.fixture
 def faked(tmp_path, monkeypatch):
     """Runs that only write counts: the better, the nearer rho is to 0.9; returns what was made."""
@@ -137,6 +146,7 @@ def faked(tmp_path, monkeypatch):
     def fake(config, data):
         seed, rho = config.segmenter_seed, config.rho
         name = f"evaluation-{config.pseudo}-{rho}-{seed}-{config.encoder_start}"
+        name += "".join(f"-{count}" for count in config.experts)
         rows = [
             {"name": "classifier", "folder": "c", "seconds": 2.0, "reused": False},
             {"name": "evaluation", "folder": name, "seconds": 1.0, "reused": False},
@@ -148,7 +158,17 @@ def faked(tmp_path, monkeypatch):
         folder = SimpleNamespace(path=tmp_path / name)
         return pipeline.Run(config, data, evaluation=folder, stages=rows)
 
-    data = SimpleNamespace(test=SimpleNamespace(image_ids=[f"image {i}" for i in range(30)]))
+    @dataclass(frozen=True)
+    class Fake:
+        """The parts of `Data` that a comparison looks at."""
+
+        test: SimpleNamespace
+        train: range
+        expert_train: Rows
+        hidden: Rows | None
+
+    test = SimpleNamespace(image_ids=[f"image {i}" for i in range(30)])
+    data = Fake(test, range(200), Rows("experts", 14), Rows("hidden", 150))
     monkeypatch.setattr(compare, "run_pipeline", fake)
     monkeypatch.setattr(compare, "open_data", lambda config: data)
     return made
@@ -163,11 +183,12 @@ def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
     table.main([f"--workdir={tmp_path}", "--seeds", "17", "18", "19"])
     rows = read_csv(tmp_path / "table" / "table.csv")
     assert [row["name"] for row in rows] == [
-        *("weak (CAM)", "weak (IRNet)", "full", "CheXseg (CAM)", "CheXseg (IRNet)"),
+        *("weak (CAM)", "weak (IRNet)", "full", "teacher", "teacher x CAM"),
+        *("CheXseg (CAM)", "CheXseg (IRNet)"),
         *("classifier's maps", "location prior", "second reader"),
     ]
-    assert len(faked) == 15 and {rho for _, rho, *_ in faked} == {0, 0.9, 1}
-    weak, chexseg, reader = rows[1], rows[4], rows[7]
+    assert len(faked) == 21 and {rho for _, rho, *_ in faked} == {0, 0.5, 0.9, 1}
+    weak, chexseg, reader = rows[1], rows[6], rows[9]
     seeds = [float(weak[f"seed_{seed}"]) for seed in (17, 18, 19)]
     assert float(weak["mean"]) == pytest.approx(np.mean(seeds))
     lower, upper = compare.seeds_interval(seeds)
@@ -182,9 +203,9 @@ def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "95 % interval over 3 seeds and 30 images (30 patients)" in said
     assert float(weak["lower"]) < float(weak["mean"]) < float(weak["upper"])
-    assert "Cost: classifier 2.0 s; evaluation 15.0 s for 15. In all 0.3 min." in said
+    assert "Cost: classifier 2.0 s; evaluation 21.0 s for 21. In all 0.4 min." in said
     stored = json.loads((tmp_path / "table" / "table.json").read_text())
-    assert stored["rows"][7]["mean"]["n"] == 20 and stored["seeds"] == [17, 18, 19]
+    assert stored["rows"][9]["mean"]["n"] == 20 and stored["seeds"] == [17, 18, 19]
 
 
 def test_the_reader_is_compared_on_the_readers_images(faked, tmp_path):
@@ -203,6 +224,35 @@ def test_the_initialisation_table(faked, tmp_path):
     rows = read_csv(tmp_path / "table" / "inits.csv")
     assert [row["name"] for row in rows][3:6] == ["full, random", "full, m", "full, chexpert"]
     assert rows[3]["reference"] == rows[4]["reference"] == "full, chexpert"
+
+
+def test_the_curve_over_numbers_of_expert_masks(faked, tmp_path, capsys):
+    table.main([f"--workdir={tmp_path}", "--seeds", "17", "18", "--experts", "5", "10"])
+    rows = read_csv(tmp_path / "table" / "experts.csv")
+    assert [(row["method"], row["experts"]) for row in rows] == [
+        *((method, "5") for method in ("full", "maps", "teacher", "fused")),
+        *((method, "10") for method in ("full", "maps", "teacher", "fused")),
+        ("all masks", ""),
+    ]
+    assert [row["reference"] for row in rows[:4]] == ["", *["full, 5"] * 3]
+    assert rows[8]["reference"] == "full, 10"
+    assert float(rows[1]["difference"]) == pytest.approx(
+        float(rows[0]["mean"]) - float(rows[1]["mean"])
+    )
+    assert (tmp_path / "table" / "experts.png").read_bytes().startswith(b"\x89PNG")
+    assert "teacher, 10" in capsys.readouterr().out
+
+
+def test_the_bound_trains_on_every_mask_for_as_many_steps():
+    data = SimpleNamespace(train=range(200), expert_train=Rows("e", 14), hidden=Rows("h", 150))
+    arms = experts.arms_of(replace(PHANTOM, experts=(5, 10)), 0.5, data)
+    bound = arms[experts.Point(experts.BOUND, None)].config.segmenter
+    assert training_steps(bound, 164, 200) == training_steps(PHANTOM.segmenter, 10, 200)
+
+
+def test_sources_one_after_another():
+    both = Concatenated(Rows("a", 3), Rows("b", 2))
+    assert [both[i] for i in range(len(both))] == [0, 1, 2, 0, 1] and both.fingerprint == "a+b"
 
 
 def test_the_sweep_and_the_papers_curve(faked, tmp_path):

@@ -5,7 +5,7 @@ choice of pseudo-masks. Every stage before it, the classifier and IRNet included
 `--seed` and shared; so an interval over seeds says nothing of how another classifier would have done.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.run.cli import managed_run
 from experiments.run.cluster import join_cluster
 from experiments.run.config import Config
-from experiments.run.data import Data, open_data
+from experiments.run.data import Data, open_data, with_experts, with_hidden
 from experiments.run.pipeline import run_pipeline
 
 ImageCounts = tuple[np.ndarray, list[Counts]]
@@ -42,6 +42,12 @@ class Arm:
     config: Config
     reference: str
     """The arm it is compared with."""
+    hidden: bool = False
+    """Whether the hidden masks of phantoms are among its expert masks, for an upper bound."""
+
+    def data_of(self, data: Data) -> Data:
+        """Return this arm's share of the data."""
+        return with_hidden(data) if self.hidden else with_experts(data, self.config)
 
 
 @dataclass(frozen=True)
@@ -100,12 +106,15 @@ def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(valid.mean() - margin), float(valid.mean() + margin)
 
 
-def run_comparison(config: Config, arms: Sequence[Arm], seeds: Sequence[int]) -> Comparison:
+def run_comparison(
+    config: Config, arms_of: Callable[[Data], Sequence[Arm]], seeds: Sequence[int]
+) -> Comparison:
     """Run a command's arms on the data of its settings, with the exit codes of a run."""
     if config.distributed:
         join_cluster(config.processes)
     with managed_run(config.workdir):
-        return compare(arms, open_data(config), seeds)
+        data = open_data(config)
+        return compare(arms_of(data), data, seeds)
 
 
 def compare(arms: Sequence[Arm], data: Data, seeds: Sequence[int]) -> Comparison:
@@ -120,7 +129,7 @@ def compare(arms: Sequence[Arm], data: Data, seeds: Sequence[int]) -> Comparison
     stages: list[dict[str, Any]] = []
     for arm_index, arm in enumerate(arms):
         for seed_index, seed in enumerate(seeds):
-            run = run_pipeline(replace(arm.config, segmenter_seed=seed), data)
+            run = run_pipeline(replace(arm.config, segmenter_seed=seed), arm.data_of(data))
             if run.evaluation is None:
                 raise ValueError("a comparison needs evaluated runs: leave out --until")
             methods = read_counts(run.evaluation.path / "counts.npz")

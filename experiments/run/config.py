@@ -63,8 +63,9 @@ class Config:
     pseudo: PseudoSource = "irnet"
     """Pseudo-masks from IRNet's random walk, from the class activation maps alone, from a teacher (the
     segmenter of the same expert masks at rho = 1), or from the product of teacher and maps."""
-    experts: int | None = None
-    """How many images with expert masks to train on, drawn by patient and seed; all if not given."""
+    experts: tuple[int, ...] = ()
+    """How many images with expert masks to train on, drawn by patient and seed; all if not given. Only
+    `experiments.table` takes several, and draws the curve over them."""
     weak: int | None = None
     """How many weakly labelled images to use, sampled by the seed; all if not given."""
     encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
@@ -91,7 +92,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 1:
             raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
-        if self.experts is not None and self.experts < 1:
+        if any(count < 1 for count in self.experts):
             raise ValueError(f"--experts must be at least 1, got {self.experts}")
         if self.image_size % 32 or self.image_size < 32:
             raise ValueError(f"--image-size must be a multiple of 32, got {self.image_size}")

@@ -1,0 +1,117 @@
+"""How many expert masks are worth what: test IoU against their number, with every use of weak labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from chexseg_jax.runtime.stage_folder import write_json
+from experiments.comparison.compare import Arm, Comparison, Row
+from experiments.comparison.output import comparison_json, plot_title, signed, write_rows
+from experiments.report.plots import COLORS, QUIET, SCORE, save_figure, style_axes
+from experiments.report.tables import format_interval, format_score, interval_name
+from experiments.run.config import Config
+from experiments.run.data import Data
+
+BOUND = "all masks"
+COLOURS = {
+    "full": COLORS["run"],
+    "maps": COLORS["cam"],
+    "teacher": COLORS["human"],
+    "fused": SCORE,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A use of weak labels at a number of expert masks; no number for the bound."""
+
+    method: str
+    experts: int | None
+
+
+def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
+    """Return the runs of the curve, each compared with expert masks alone at the same number.
+
+    The bound trains on all hidden masks too, for as many steps as the largest number of expert masks.
+    """
+    methods = {
+        "full": replace(config, rho=1.0),
+        "maps": replace(config, pseudo="cam"),
+        "teacher": replace(config, pseudo="teacher", rho=teacher_rho),
+        "fused": replace(config, pseudo="fused", rho=teacher_rho),
+    }
+    arms = {
+        Point(method, count): Arm(
+            f"{method}, {count}", replace(run, experts=(count,)), f"full, {count}"
+        )
+        for count in config.experts
+        for method, run in methods.items()
+    }
+    if data.hidden is not None:
+        largest = max(config.experts)
+        images, every = len(data.train), len(data.expert_train) + len(data.hidden)
+        epochs = config.segmenter.epochs * (largest + images) / (every + images)
+        segmenter = replace(config.segmenter, epochs=epochs)
+        bound = replace(config, rho=1.0, experts=(), segmenter=segmenter)
+        arms[Point(BOUND, None)] = Arm(BOUND, bound, f"full, {largest}", hidden=True)
+    return arms
+
+
+def text(rows: Mapping[Point, Row], sampled: Mapping[str, int], seeds: int) -> str:
+    """Format the curve for the terminal."""
+    lines = [f" {'Mean pooled IoU':<18}  {'[95 %]':<20}  experts alone − this [paired, 95 %]"]
+    for row in rows.values():
+        mean = f"{format_score(row.mean.mean)} {format_interval(asdict(row.mean))}"
+        lines.append(f" {row.name:<18}  {mean:<20}  {signed(row.difference)}")
+    return "\n".join([*lines, f" [ ]: {interval_name(sampled, seeds)}"])
+
+
+def plot(path: Path, rows: Mapping[Point, Row], title: str) -> None:
+    """Plot IoU against the number of expert masks, on a logarithmic axis."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    style_axes(axes)
+    for method, colour in COLOURS.items():
+        mine = {point.experts: row for point, row in rows.items() if point.method == method}
+        counts = [count for count in mine if count is not None]
+        if not counts:
+            continue
+        bands = [mine[count].mean for count in counts]
+        lower, upper = [band.lower for band in bands], [band.upper for band in bands]
+        axes.fill_between(counts, lower, upper, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(counts, [b.mean for b in bands], "o-", color=colour, linewidth=1.8, label=method)
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+    bound = rows.get(Point(BOUND, None))
+    if bound:
+        axes.axhline(bound.mean.mean, color=QUIET, linestyle="--", linewidth=1, label=BOUND)
+    axes.minorticks_off()
+    axes.set_xlabel("images with expert masks", fontsize=9, color=QUIET)
+    axes.set_ylabel("mean pooled IoU (band: 95 %, seeds and images)", fontsize=9, color=QUIET)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_title(title, fontsize=11, loc="left")
+    save_figure(path, figure)
+
+
+def write(
+    folder: Path,
+    config: Config,
+    rows: Mapping[Point, Row],
+    result: Comparison,
+    seeds: Sequence[int],
+) -> None:
+    """Write `experts.csv`, `experts.json` and `experts.png`."""
+    points = [*rows]
+    keys: dict[str, list[Any]] = {
+        "method": [point.method for point in points],
+        "experts": [point.experts for point in points],
+    }
+    write_rows(folder / "experts.csv", [*rows.values()], seeds, keys, {})
+    content = comparison_json(config, result, seeds)
+    content["points"] = [{**asdict(point), **asdict(row)} for point, row in rows.items()]
+    write_json(folder / "experts.json", content)
+    plot(folder / "experts.png", rows, plot_title(config, result.sampled, seeds))
