@@ -1,5 +1,6 @@
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from chexseg_jax.runtime.stage_folder import (
     digest_file,
     missing_shards,
     open_stage_folder,
+    read_manifest,
     shards,
     write_json,
     write_records,
 )
+from experiments.prediction.trained import find_trained
+from experiments.report.build import siblings
 
 
 @dataclass(frozen=True)
@@ -106,3 +110,48 @@ def test_a_file_is_known_by_its_content(tmp_path):
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest_file(first) == known
     assert digest_file(second) != known
+
+
+def test_the_manifest_tells_version_and_where_weights_are_from(tmp_path):
+    origins = {"init": {"source": "hf://a/b", "revision": "c0ffee", "sha256": "abc"}}
+    folder = open_stage_folder(tmp_path, "seed", 3, Settings(), {}, origins)
+    folder.finish()
+    assert folder.manifest["version"] == 3 and folder.manifest["weights"] == origins
+    assert open_stage_folder(tmp_path, "seed", 3, Settings(), {}).finished
+    assert read_manifest(folder.path) == folder.manifest
+
+
+def evaluated(workdir, rho, version=2, **scores):
+    """The folders of a segmenter and its evaluation, finished with these scores."""
+    segmenter = open_stage_folder(workdir, "segmenter", 1, {"rho": rho, "seed": 1}, {})
+    segmenter.finish()
+    inputs = {"segmenter": segmenter.fingerprint}
+    evaluation = open_stage_folder(workdir, "evaluation", version, {"gated": False}, inputs)
+    write_json(evaluation.path / "metrics.json", {"mean": {"run": scores}})
+    evaluation.finish()
+    return SimpleNamespace(
+        segmenter=segmenter, evaluation=evaluation, config=SimpleNamespace(workdir=workdir)
+    )
+
+
+def test_folders_of_other_versions_and_tools_are_passed_over_with_a_sentence(tmp_path, capsys):
+    run = evaluated(tmp_path, 0.5, iou=0.4, lower=0.3, upper=0.5)
+    other = evaluated(tmp_path, 1.0, iou=0.2, lower=0.1, upper=0.3)
+    assert [row["rho"] for row in siblings(run)] == [0.5, 1.0]
+    assert capsys.readouterr().err == ""
+    old = evaluated(tmp_path, 0.0, version=1, iou=0.1, lower=0.0, upper=0.2).evaluation.path
+    fewer = evaluated(tmp_path, 0.25, iou=0.1).evaluation.path
+    foreign = []
+    for number, text in enumerate(('{"manifest_version": 3}', "[1]", "no JSON", '{"stage": 1}')):
+        foreign.append(tmp_path / f"evaluation-{number}")
+        foreign[-1].mkdir()
+        (foreign[-1] / "manifest.json").write_text(text)
+    assert [row["rho"] for row in siblings(run)] == [0.5, 1.0]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 6
+    for folder in (old, fewer, *foreign):
+        (line,) = [line for line in said if line.startswith(f"{folder}: ")]
+        assert line.endswith("of another version or another tool; it is passed over.")
+    for folder in (other.evaluation.path, old, fewer):
+        (folder / "manifest.json").unlink()
+    assert find_trained(tmp_path, "segmenter").folder == run.segmenter.path
