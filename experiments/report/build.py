@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,13 @@ from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
 from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.sharding import wait_for_all
-from chexseg_jax.runtime.stage_folder import RecordReader, StageFolder, write_json
+from chexseg_jax.runtime.stage_folder import (
+    RecordReader,
+    StageFolder,
+    pass_over,
+    read_manifest,
+    write_json,
+)
 from chexseg_jax.stages.evaluation import location_prior
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.data import Subset, letterboxed, ordered_batches
@@ -110,22 +117,33 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 def siblings(run: Run) -> list[dict[str, Any]]:
     """Return the finished runs that differ from this one in rho alone, this one included."""
-    segmenter, evaluation = made(run.segmenter), made(run.evaluation)
     rows = []
     for path in run.config.workdir.glob("evaluation-*/manifest.json"):
-        manifest = json.loads(path.read_text())
-        if not _agree(manifest, evaluation, besides=("segmenter",)):
+        try:
+            row = _sibling(path.parent, made(run.segmenter), made(run.evaluation))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass_over(path.parent, "its scores are")
             continue
-        trained = path.parent.with_name(f"segmenter-{manifest['inputs'].get('segmenter')}")
-        if not (trained / "manifest.json").exists():
-            continue
-        other = json.loads((trained / "manifest.json").read_text())
-        if not _agree(other, segmenter, besides=("rho",)):
-            continue
-        mean = json.loads((path.parent / "metrics.json").read_text())["mean"]["run"]
-        values = {name: mean[name] for name in ("iou", "lower", "upper")}
-        rows.append({"rho": other["settings"]["rho"], **values, "folder": path.parent.name})
+        if row:
+            rows.append(row)
     return sorted(rows, key=lambda row: row["rho"])
+
+
+def _sibling(path: Path, segmenter: StageFolder, evaluation: StageFolder) -> dict[str, Any] | None:
+    """Return the row of an evaluation's folder, None if more than rho differs."""
+    manifest = read_manifest(path)
+    if manifest is None or not _agree(manifest, evaluation, besides=("segmenter",)):
+        return None
+    trained = path.with_name(f"segmenter-{manifest['inputs'].get('segmenter')}")
+    other = read_manifest(trained) if (trained / "manifest.json").exists() else None
+    if other is None or not _agree(other, segmenter, besides=("rho",)):
+        return None
+    if (manifest["version"], other["version"]) != (evaluation.version, segmenter.version):
+        pass_over(path, "it is")
+        return None
+    mean = json.loads((path / "metrics.json").read_text())["mean"]["run"]
+    values = {name: mean[name] for name in ("iou", "lower", "upper")}
+    return {"rho": float(other["settings"]["rho"]), **values, "folder": path.name}
 
 
 def _agree(manifest: Mapping[str, Any], folder: StageFolder, besides: tuple[str, ...]) -> bool:
@@ -136,10 +154,10 @@ def _agree(manifest: Mapping[str, Any], folder: StageFolder, besides: tuple[str,
     mine = json.loads(
         json.dumps({"settings": folder.settings, "inputs": folder.inputs}, default=str)
     )
-    settings = {**manifest.get("settings", {}), **{name: None for name in besides}}
+    settings = {**manifest["settings"], **{name: None for name in besides}}
     if settings != {**mine["settings"], **{name: None for name in besides}}:
         return False
-    inputs = manifest.get("inputs", {})
+    inputs = manifest["inputs"]
     common = (inputs.keys() & mine["inputs"].keys()) - {*besides}
     return all(inputs[name] == mine["inputs"][name] for name in common)
 
