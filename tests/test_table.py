@@ -15,6 +15,7 @@ from chexseg_jax.evaluation.metrics import (
     pooled_intervals,
 )
 from chexseg_jax.evaluation.scoring import ImageScores, read_counts, write_counts
+from chexseg_jax.images import IMAGENET
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.seeds import SeedsConfig
 from chexseg_jax.stages.segmenter import training_steps
@@ -297,7 +298,10 @@ def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, mo
 
         monkeypatch.setattr(module, "run", finish)
     for name in ("restore", "spec_of", "RecordReader", "PseudoMaskSource"):
-        monkeypatch.setattr(pipeline, name, lambda *_: SimpleNamespace(normalization=None))
+        monkeypatch.setattr(pipeline, name, lambda *_: SimpleNamespace(normalization=IMAGENET))
+    monkeypatch.setattr(pipeline, "jit_inference", lambda *_: None)
+    for name in ("walked_maps", "cam_maps", "choose"):
+        monkeypatch.setattr(pipeline.pseudo_masks_stage, name, lambda *_: None)
     monkeypatch.setattr(pipeline.NetworkSpec, "build", lambda *_: None)
     monkeypatch.setattr(pipeline, "start_from", lambda *_, **given: None)
 

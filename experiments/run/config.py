@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import tyro
 
+from chexseg_jax.models.pooling import Pooling
 from chexseg_jax.models.spec import RESNET18, RESNET50, BackboneSpec
 from chexseg_jax.photometry import Photometry
 from chexseg_jax.stages.cams import CamsConfig
@@ -124,9 +125,25 @@ PAPER = Config(
 
 CHEXPERT = Config(
     preset="chexpert",
-    classifier=ClassifierConfig(batch_size=64, learning_rate=2e-4, every=1000, augment=0.1),
-    cams=CamsConfig(batch_size=128),
-    segmenter=SegmenterConfig(batch_size=16, epochs=4.0, augment=0.1, maps=2000),
+    classifier=ClassifierConfig(
+        pooling=Pooling("lse"),
+        batch_size=64,
+        learning_rate=2e-4,
+        schedule="cosine",
+        every=1000,
+        augment=0.1,
+    ),
+    cams=CamsConfig(kind="cell-probability", scales=(1.0, 1.5, 2.0), batch_size=64),
+    pseudo_masks=PseudoMasksConfig(thresholds="chosen"),
+    segmenter=SegmenterConfig(
+        batch_size=16,
+        epochs=4.0,
+        schedule="cosine",
+        loss="dice+cross-entropy",
+        augment=0.1,
+        average=0.99,
+        maps=2000,
+    ),
 )
 """Larger batches and light augmentation, for today's accelerators."""
 
@@ -134,23 +151,28 @@ PHANTOM = Config(
     preset="phantom",
     image_size=128,
     classifier=ClassifierConfig(
-        network=BackboneSpec(blocks=(3, 3, 2, 1), growth=16, width=16),
+        network=BackboneSpec(blocks=(3, 4, 2, 1), growth=16, width=16),
         output_stride=16,
-        learning_rate=2e-3,
-        batch_size=32,
-        epochs=5.0,
-        every=100,
+        pooling=Pooling("lse"),
+        learning_rate=1.5e-3,
+        schedule="cosine",
+        batch_size=16,
+        epochs=10.0,
+        every=400,
         augment=0.3,
     ),
+    cams=CamsConfig(kind="cell-probability", scales=(1.0, 1.5, 2.0)),
     # A network this small makes broad maps: higher thresholds than the paper's.
     seeds=SeedsConfig(foreground=0.6, background=0.2),
     irnet=IrnetConfig(radius=5, epochs=1.0, augment=0.1, every=200),
-    pseudo_masks=PseudoMasksConfig(threshold=0.7, cam_threshold=0.6),
+    pseudo_masks=PseudoMasksConfig(thresholds="chosen"),
     segmenter=SegmenterConfig(
         width=32,
         rates=(2, 4, 6),
         dropout=0.1,
         learning_rate=2e-3,
+        schedule="cosine",
+        loss="dice+cross-entropy",
         batch_size=16,
         epochs=3.0,
         augment=0.1,
