@@ -198,6 +198,22 @@ def test_an_export_that_cannot_be_is_one_sentence(workdir, tmp_path, capsys, fla
     assert not (tmp_path / "out").exists()
 
 
+def test_the_photometry_is_in_manifests_and_fingerprints(workdir, tmp_path):
+    flags = [f"--data-dir={workdir / 'phantoms'}", "--preset=phantom", "--photometry=median"]
+    flags += ["--classifier.epochs=0.25", "--until=classifier"]
+    config = read_arguments("", arguments(tmp_path, *flags))
+    data = open_data(config)
+    run = run_pipeline(config, data)
+    assert {source.fingerprint.count("+median") for source in data.sources().values()} == {1}
+    assert "+median" in run.classifier.inputs["train"]
+    for name, folder in {
+        "median": run.classifier.path,
+        "as-is": stage(workdir, "segmenter"),
+    }.items():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["network"]["photometry"] == name
+
+
 def test_again_it_skips_and_rho_touches_the_last_two_stages(workdir):
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/manifest.json")}
     main(arguments(workdir, "--rho=0.9"))
