@@ -8,7 +8,7 @@ statistics per device.) The order is: evaluate, save, load a batch, step, log.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import grain
 import jax
@@ -33,6 +33,9 @@ from chexseg_jax.training.data import READ, BatchError, image_ids_of, process_ba
 from chexseg_jax.training.metrics_log import MetricsLog
 from chexseg_jax.training.signals import Stopped, deferred_signals
 from chexseg_jax.training.step import Objective, StepStatus, init_state, make_step
+
+HEADROOM: Final = 0.95
+"""The share of free memory that a step may take; batches that are read ahead need some too."""
 
 
 class NotFinite(RuntimeError):
@@ -254,7 +257,7 @@ def _check_memory(
         return needed_bytes(train_step.lower(state, rows, *others).compile())
 
     needed, free = needed_by(batch_size), free_bytes(jax.local_devices()[0])
-    if free is None or needed <= free:
+    if free is None or needed <= (usable := HEADROOM * free):
         return
     devices = jax.device_count()
     unit = devices * accumulate  # what a batch is a multiple of
@@ -263,10 +266,10 @@ def _check_memory(
     if smaller:  # what a step needs is linear in its batch
         each = (needed - needed_by(smaller)) / (batch_size - smaller)
         fixed = needed - each * batch_size
-        fits = int((0.95 * free - fixed) / max(each, 1) / unit) * unit
+        fits = int((usable - fixed) / max(each, 1) / unit) * unit
     message = (
         f"{name}: a step of {batch_size} images needs {needed / 1e9:.1f} GB of memory, and "
-        f"{free / 1e9:.1f} GB are free"
+        f"{usable / 1e9:.1f} GB can be had"
     )
     if fits <= 0:
         raise BatchError(f"{message}, too little for one image on each device; free some of it")
