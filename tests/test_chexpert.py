@@ -265,7 +265,7 @@ LEAVING = [
 MALFORMED = [
     "",
     "view1_frontal.jpg",
-    f"{SMALL}/train/patient1/study1/view1_frontal.png",
+    f"{SMALL}/train/patient1/study1/view1_frontal.gif",
     f"{SMALL}/train/patient1/study1/view1_frontal.jpg/",
     f"{SMALL}/train/patient1//view1_frontal.jpg",
     f"{SMALL}/train/patient１/study1/view1_frontal.jpg",

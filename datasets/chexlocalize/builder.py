@@ -6,10 +6,9 @@ from `extra/gt_segmentations_train_hidden.json` if it exists, holds true masks o
 measure pseudo-masks and are never trained on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,7 +29,7 @@ from datasets.chexlocalize.splits import choose_validation, validation_target
 from datasets.chexpert.builder import image_example, image_features
 from datasets.chexpert.images import GrayJpeg, ListedImage, find_images, read_gray_jpeg
 from datasets.chexpert.layout import find_tables, holds_table
-from datasets.errors import DataError
+from datasets.errors import DataError, Fault, Faults
 from datasets.tfds_builder import Example, ShardedBuilder
 
 HIDDEN = Path("extra") / "gt_segmentations_train_hidden.json"
@@ -58,65 +57,19 @@ class AnnotatedImage:
         return self.listed.size
 
 
+@dataclass(frozen=True)
+class Masks:
+    """The files of a split's annotations; the expert's may have been read already."""
+
+    expert: Path
+    reader: Path | None = None
+    annotations: Mapping[str, Annotation] | None = None
+
+
 class Chexlocalize(ShardedBuilder):
     """Chest X-rays of CheXpert with experts' masks of ten pathologies, one bit each."""
 
     VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    Request CheXlocalize from Stanford AIMI, unpack it, and give its folder as manual_dir.
-    """
-
-    def __init__(self, *, resize_masks: bool = False, **options: Any) -> None:
-        """Take ShardedBuilder's options too; `resize_masks` resizes masks to their images."""
-        self.resize_masks = resize_masks
-        super().__init__(**options)
-
-    def find_items(self, raw: Path) -> Mapping[str, Sequence[AnnotatedImage]]:
-        """Find the images of every split present."""
-        root = _root(raw)
-        tables = find_tables(root, masks_first=True)
-        needed = [split for split in tables if split != "train" or (root / HIDDEN).is_file()]
-        images = find_images(tables, root, needed, progress=self.progress)
-        splits: dict[str, list[AnnotatedImage]] = {}
-        if "valid" in images:
-            splits = _split_validation(self._annotate(images["valid"], root, "val"))
-        if "test" in images:
-            splits["test"] = self._annotate(images["test"], root, "test")
-        if "train" in images:
-            hidden = self._join(images["train"], root / HIDDEN, None)
-            splits["hidden"] = [item for item in hidden if item.expert is not None]
-        splits = {split: items for split, items in splits.items() if items}
-        if not splits:
-            raise DataError(
-                f"{raw}: no image has a mask; put CheXlocalize's gt_segmentations_val.json and "
-                "gt_segmentations_test.json into the folder CheXlocalize below it"
-            )
-        return splits
-
-    def _annotate(self, images: list[ListedImage], raw: Path, split: str) -> list[AnnotatedImage]:
-        """Find a split's annotations and join them with its images; empty without the expert's."""
-        expert = find_annotations(raw, "gt", split)
-        return self._join(images, expert, find_annotations(raw, "hb", split)) if expert else []
-
-    def _join(
-        self, images: list[ListedImage], expert: Path, reader: Path | None
-    ) -> list[AnnotatedImage]:
-        """Join images with the expert's and the second reader's annotations by id."""
-        experts = read_annotations(expert)
-        readers = read_annotations(reader) if reader else {}
-        by_id = {image.row.image_id: image for image in images}
-        for path, annotations in ((expert, experts), (reader, readers)):
-            for image_id in annotations:
-                if image_id not in by_id:
-                    raise DataError(
-                        f"{path}, {image_id!r:.80}: no image of that id in {images[0].table}; "
-                        "add the image and its row, or delete the entry"
-                    )
-        paths = str(expert), str(reader)
-        return [
-            AnnotatedImage(image, experts.get(i), readers.get(i), *paths, self.resize_masks)
-            for i, image in by_id.items()
-        ]
 
     @staticmethod
     def make_features() -> tfds.features.FeaturesDict:
@@ -145,19 +98,101 @@ class Chexlocalize(ShardedBuilder):
         }
 
 
+def find_annotated(
+    raw: Path, faults: Faults, *, resize_masks: bool = False, progress: bool = True
+) -> dict[str, list[AnnotatedImage]]:
+    """Find the images of every split present in a download, with their masks.
+
+    Raises:
+        DataError: the tables or masks are not valid, or there are no masks.
+    """
+    root = _root(raw)
+    tables = find_tables(root, masks_first=True)
+    needed = [split for split in tables if split != "train" or (root / HIDDEN).is_file()]
+    images = find_images(tables, root, needed, faults, progress=progress)
+    masks: dict[str, Masks] = {}
+    for split, short in (("valid", "val"), ("test", "test")):
+        if expert := find_annotations(root, "gt", short):
+            masks[split] = Masks(expert, find_annotations(root, "hb", short))
+    if (root / HIDDEN).is_file():
+        masks["train"] = Masks(root / HIDDEN)
+    splits = annotate(images, masks, faults, resize_masks=resize_masks)
+    if not splits:
+        raise DataError(
+            f"{raw}: no image has a mask; put CheXlocalize's gt_segmentations_val.json and "
+            "gt_segmentations_test.json into the folder CheXlocalize below it"
+        )
+    return splits
+
+
+def annotate(
+    images: Mapping[str, list[ListedImage]],
+    masks: Mapping[str, Masks],
+    faults: Faults,
+    *,
+    resize_masks: bool = False,
+) -> dict[str, list[AnnotatedImage]]:
+    """Join images with masks, and split them into those of this data set that are not empty."""
+    joined = {}
+    for split, listed in images.items():
+        if split in masks and listed:
+            try:
+                joined[split] = _join(listed, masks[split], faults, resize_masks)
+            except DataError as error:
+                faults.stop(error)
+    splits = _split_validation(joined.pop("valid"), faults) if "valid" in joined else {}
+    if "test" in joined:
+        splits["test"] = joined["test"]
+    if "train" in joined:
+        splits["hidden"] = [item for item in joined["train"] if item.expert is not None]
+    return {split: items for split, items in splits.items() if items}
+
+
+def _join(
+    images: list[ListedImage], masks: Masks, faults: Faults, resize_masks: bool
+) -> list[AnnotatedImage]:
+    """Join images with the expert's and the second reader's annotations by id."""
+    experts = masks.annotations
+    if experts is None:
+        experts = read_annotations(masks.expert)
+    readers = read_annotations(masks.reader) if masks.reader else {}
+    by_id = {image.row.image_id: image for image in images}
+    for path, annotations in ((masks.expert, experts), (masks.reader, readers)):
+        for image_id in annotations:
+            if image_id not in by_id and image_id not in faults.left_out:
+                reason = (
+                    f"no image of that id in {images[0].table}; "
+                    "add the image and its row, or delete the entry"
+                )
+                faults.add(Fault(str(path), f"{image_id!r:.80}", "", reason))
+    paths = str(masks.expert), str(masks.reader)
+    return [
+        AnnotatedImage(image, experts.get(i), readers.get(i), *paths, resize_masks)
+        for i, image in by_id.items()
+    ]
+
+
 def _root(raw: Path) -> Path:
     """Return the root of masks and images: `raw`, or its parent if `raw` holds masks alone."""
     masks = find_annotations(raw, "gt", "val") or find_annotations(raw, "gt", "test")
     return raw.resolve().parent if masks and not holds_table(raw) else raw
 
 
-def _split_validation(images: list[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:
+def _split_validation(
+    images: list[AnnotatedImage], faults: Faults
+) -> dict[str, list[AnnotatedImage]]:
     """Split the annotated images into training and validation of the segmenter."""
-    annotated = [item for item in images if item.expert is not None]
-    chosen = choose_validation(
-        {item.image_id: item.listed.row.patient for item in annotated},
-        {item.image_id: _bits_of(item) for item in annotated},
-    )
+    annotated, bits = [], {}
+    for item in images:
+        if item.expert is None:
+            continue
+        try:
+            bits[item.image_id] = presence_bits(item.expert)
+        except MaskError as error:
+            faults.add(_refuse(item, item.expert_path, str(error)), item.image_id)
+        else:
+            annotated.append(item)
+    chosen = choose_validation({item.image_id: item.listed.row.patient for item in annotated}, bits)
     target = validation_target(len(annotated))
     if len(chosen) < target:
         tqdm.write(
@@ -168,14 +203,6 @@ def _split_validation(images: list[AnnotatedImage]) -> dict[str, list[AnnotatedI
         "expert_train": [item for item in annotated if item.image_id not in chosen],
         "expert_val": [item for item in annotated if item.image_id in chosen],
     }
-
-
-def _bits_of(item: AnnotatedImage) -> int:
-    """Return `presence_bits` of the expert's annotation."""
-    try:
-        return presence_bits(item.expert or {})
-    except MaskError as error:
-        raise _refuse(item, item.expert_path, str(error)) from None
 
 
 def _masks(
@@ -199,14 +226,15 @@ def _masks(
             mask = resize_mask(unpack_plane(bits, k), height, width)
             resized |= mask.astype(np.uint16) << np.uint16(k)
         return resized
-    raise DataError(
-        f"{path}, {item.image_id}: masks of {bits.shape[0]} x {bits.shape[1]} pixels on an "
+    reason = (
+        f"masks of {bits.shape[0]} x {bits.shape[1]} pixels on an "
         f"image of {height} x {width} ({item.listed.path}); give --raw the annotated images, "
         "which CheXlocalize has in CheXpert/val and CheXpert/test"
         + (", or fit the masks with --resize-masks" if same_aspect else "")
     )
+    raise Fault(path, item.image_id, "", reason)
 
 
-def _refuse(item: AnnotatedImage, path: str, what: str) -> DataError:
-    """Build an error that names the annotation file and the image."""
-    return DataError(f"{path}, {item.image_id}: {what}; restore the entry from the download")
+def _refuse(item: AnnotatedImage, path: str, what: str) -> Fault:
+    """Build the fault of an annotation."""
+    return Fault(path, item.image_id, "", f"{what}; restore the entry from the download")

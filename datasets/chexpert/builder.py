@@ -4,7 +4,6 @@ TFDS ships a builder named `chexpert` that renumbers the labels, drops their nam
 channels and accepts truncated files; this one is registered as `chexpert_weak`, as its labels are weak.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from chexseg_jax.pathologies import OBSERVATIONS
-from datasets.chexpert.csv_table import PROJECTIONS, SEXES, VIEWS
 from datasets.chexpert.images import GrayJpeg, ListedImage, find_images, read_gray_jpeg
 from datasets.chexpert.layout import find_tables
+from datasets.csv_cells import PROJECTIONS, SEXES, VIEWS
+from datasets.errors import Faults
 from datasets.tfds_builder import Example, ShardedBuilder
 
 
@@ -22,14 +22,6 @@ class ChexpertWeak(ShardedBuilder):
     """Chest X-rays with fourteen observations: 1 present, 0 absent, -1 uncertain, -2 not mentioned."""
 
     VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    Request CheXpert from Stanford AIMI, unpack it, and give its folder as manual_dir.
-    """
-
-    def find_items(self, raw: Path) -> Mapping[str, Sequence[ListedImage]]:
-        """Find the images of every split present."""
-        tables = find_tables(raw)
-        return find_images(tables, raw, tables, progress=self.progress)
 
     @staticmethod
     def make_features() -> tfds.features.FeaturesDict:
@@ -40,6 +32,14 @@ class ChexpertWeak(ShardedBuilder):
     def make_example(item: ListedImage) -> Example:
         """Read one image and its labels."""
         return image_example(item, read_gray_jpeg(item))
+
+
+def find_labelled(
+    raw: Path, faults: Faults, *, labels: str | None = None, progress: bool = True
+) -> dict[str, list[ListedImage]]:
+    """Find the images of every split present in a download; see `find_tables`."""
+    tables = find_tables(raw, labels=labels)
+    return find_images(tables, raw, tables, faults, progress=progress)
 
 
 def image_features() -> dict[str, Any]:

@@ -1,40 +1,50 @@
-"""Read and validate CheXpert's CSV files."""
+"""Read and validate CheXpert's CSV files, CheXpert Plus's table, and label files for either."""
 
-import csv
+import json
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from chexseg_jax.pathologies import BLANK, NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN, canonical
-from datasets.errors import DataError
+from chexseg_jax.pathologies import OBSERVATIONS, canonical
+from datasets.csv_cells import Cells, read_cells
+from datasets.errors import DataError, Fault, Faults
 
 DEMOGRAPHICS: Final = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 """Columns that CheXlocalize's tables lack."""
 
-VIEWS: Final = ("frontal", "lateral")
-SEXES: Final = ("Unknown", "Female", "Male")
-PROJECTIONS: Final = ("unknown", "AP", "PA", "LL", "RL")
-UNKNOWN_AGE: Final = -1
+BATCH: Final = re.compile(r"(?i)(chexpert-v1\.0 )?batch [0-9]+ \((?P<what>.*)\)")
+"""A folder of the full-size download, and which splits it holds."""
 
-SPLIT_FOLDERS: Final = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
-"""The split of each folder name; CheXlocalize names folders `val` and paths `valid`."""
+SPLITS: Final = ("train", "valid", "test")
 
-_LABELS: Final = {
-    "": BLANK,
-    "1": POSITIVE,
-    "1.0": POSITIVE,
-    "0": NEGATIVE,
-    "0.0": NEGATIVE,
-    "-1": UNCERTAIN,
-    "-1.0": UNCERTAIN,
+SPLIT_NAMES: Final = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validate": "valid",
+    "validation": "valid",
+    "test": "test",
 }
-_PARTS: Final = (
-    re.compile(r"patient[0-9]+"),
-    re.compile(r"study[0-9]+"),
-    re.compile(r"view[0-9]+_(frontal|lateral)\.jpe?g"),
-)
+"""The split of each name of a split; CheXlocalize names folders `val` and paths `valid`."""
+
+_PLUS_COLUMNS: Final = {
+    "path_to_image": "Path",
+    "frontal_lateral": "Frontal/Lateral",
+    "ap_pa": "AP/PA",
+    "sex": "Sex",
+    "age": "Age",
+    "split": "split",
+}
+"""CheXpert Plus's columns under CheXpert's names; its others, such as reports, are not read."""
+
+_STUDY: Final = (re.compile(r"patient[0-9]+"), re.compile(r"study[0-9]+"))
+_VIEW: Final = re.compile(r"view[0-9]+_(frontal|lateral)\.(jpe?g|png)")
+
+Labels = Mapping[str, Mapping[str, str]]
+"""The observations' cells by image id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,116 +71,146 @@ class Row:
         return self.view_file.rpartition(".")[0].rpartition("_")[2]
 
 
-def read_rows(table: Path, split: str) -> list[Row]:
-    """Read the rows of a CSV file in order.
+def holds_split(folder: str, split: str) -> bool:
+    """Check whether a folder of this name holds a split's images, alone or with others."""
+    if match := BATCH.fullmatch(folder):
+        return split in match["what"].lower()
+    return SPLIT_NAMES.get(folder) == split
+
+
+def read_rows(
+    table: Path, split: str, faults: Faults | None = None, labels: Labels | None = None
+) -> list[Row]:
+    """Read the rows of a split in a CSV file, in order.
+
+    Args:
+        table: a table of the split, or CheXpert Plus's of all splits.
+        split: `train`, `valid` or `test`.
+        faults: what to do with rows that are not valid; by default the first is raised.
+        labels: labels that take the place of the table's.
 
     Raises:
-        DataError: an unknown or missing column, an invalid label, a path that does not name an image of
-            this split, or an image listed twice.
+        DataError: an unknown or missing column, or no rows.
+        Fault: an invalid label, a path that does not name an image of this split, or an image listed
+            twice.
     """
+    faults = faults or Faults()
     rows: list[Row] = []
     lines: dict[str, int] = {}
-    for line, cells in _read_cells(table):
-        row = _parse(table, line, cells, split)
-        if row.image_id in lines:
-            raise DataError(
-                f"{table}, row {line}, column Path: {row.image_id} is listed twice, first in row "
-                f"{lines[row.image_id]}; delete one of the two rows"
-            )
+    for line, named in read_cells(
+        table, faults, lambda header: _columns(table, header, labels is not None)
+    ):
+        cells = Cells(table, line, named)
+        try:
+            if "split" in named and not _is_of_split(cells, split):
+                continue
+            row = _parse(cells, split, labels)
+            if row.image_id in lines:
+                first = lines[row.image_id]
+                reason = f"{row.image_id} is listed twice, first in row {first}; delete one of them"
+                raise Fault(table, line, "Path", reason)
+        except Fault as fault:
+            faults.add(fault)
+            continue
         lines[row.image_id] = line
         rows.append(row)
-    if not rows:
+    if not rows and not faults.found:
         raise DataError(f"{table}: no rows below the header; restore the file from the download")
     return rows
 
 
-def _read_cells(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row's number (the header is 1) and its cells by canonical column."""
+def read_labels(path: Path) -> dict[str, dict[str, str]]:
+    """Read labels in JSON lines by image id: an object an image, as CheXpert Plus has them."""
+    labels: dict[str, dict[str, str]] = {}
+    shared: dict[tuple[str, ...], dict[str, str]] = {}  # most images have labels that others have
+    number = 0
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            columns = _columns(table, next(reader, []))
-            for cells in reader:
-                if not cells:
+        with path.open(encoding="utf-8") as file:
+            for text in file:
+                number += 1
+                if not text.strip():
                     continue
-                if len(cells) != len(columns):
-                    raise DataError(
-                        f"{table}, row {reader.line_num}: {len(cells)} cells under {len(columns)} "
-                        "columns; restore the row from the download"
-                    )
-                yield reader.line_num, dict(zip(columns, cells, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{table}: not a CSV file ({error}); restore it from the download"
-        ) from None
+                entry = {canonical(name): value for name, value in json.loads(text).items()}
+                values = ((name, entry[name]) for name in OBSERVATIONS)
+                cells = {name: "" if value is None else str(value) for name, value in values}
+                image_id = "_".join(entry["path_to_image"].split("/")[-3:]).rpartition(".")[0]
+                labels[image_id] = shared.setdefault(tuple(cells.values()), cells)
+    except KeyError as error:
+        raise DataError(f"{path}, row {number}: {error} is missing; restore the file") from None
     except OSError as error:
-        raise DataError(f"{table}: cannot be read ({error.strerror}); check the file") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}, row {number}: not a JSON object of labels ({error!s:.80}); restore the file"
+        ) from None
+    return labels
 
 
-def _columns(table: Path, header: list[str]) -> list[str]:
-    """Validate a header and return its columns' canonical names."""
+def _columns(table: Path, header: list[str], labelled: bool) -> list[str]:
+    """Validate a header and return its columns' canonical names, "" for those that are not read."""
+    known = ("Path", *DEMOGRAPHICS, *OBSERVATIONS)
     names = [canonical(name.strip()) for name in header]
-    for name, written in zip(names, header, strict=True):
-        if name not in ("Path", *DEMOGRAPHICS, *OBSERVATIONS):
-            raise DataError(
-                f"{table}, row 1, column {written!r:.80}: not a column of CheXpert's; "
-                "delete the column or correct its name"
-            )
+    if plus := "path_to_image" in names:
+        names = [_PLUS_COLUMNS.get(name, name if name in OBSERVATIONS else "") for name in names]
+    elif names and names[0] in ("", "Unnamed: 0"):  # the index of a table that pandas wrote
+        names[0] = ""
+    for place, (name, written) in enumerate(zip(names, header, strict=True)):
+        if not plus and name not in known and (place or name):
+            reason = "not a column of CheXpert's; delete the column or correct its name"
+            raise Fault(table, 1, f"{written!r:.80}", reason)
+    for name in known:
         if names.count(name) > 1:
-            raise DataError(
-                f"{table}, row 1, column {written!r:.80}: there are two columns for {name}; "
-                "delete one"
-            )
-    for name in ("Path", *OBSERVATIONS):
+            raise Fault(table, 1, repr(name), f"there are two columns for {name}; delete one")
+    if labelled:
+        names = ["" if name in OBSERVATIONS else name for name in names]
+    for name in ("Path", *(() if labelled else OBSERVATIONS)):
         if name not in names:
-            raise DataError(
-                f"{table}, row 1: column {name!r} is missing; restore the file from the download"
-            )
+            remedy = "restore the file from the download"
+            if plus:
+                remedy = "give the file with Plus's labels as --labels NAME"
+            raise Fault(table, 1, "", f"column {name!r} is missing; {remedy}")
     return names
 
 
-def _parse(table: Path, line: int, cells: dict[str, str], split: str) -> Row:
+def _is_of_split(cells: Cells, split: str) -> bool:
+    """Check whether a row of CheXpert Plus is of a split."""
+    stated = SPLIT_NAMES.get(cells.get("split"))
+    if stated is None:
+        raise cells.refuse("split", "is not a split; write train, valid or test")
+    return stated == split
+
+
+def _parse(cells: Cells, split: str, labels: Labels | None) -> Row:
     """Parse and validate one row."""
-
-    def refuse(column: str, remedy: str) -> DataError:
-        value = cells[column]
-        return DataError(f"{table}, row {line}, column {column}: {value!r:.120} {remedy}")
-
-    patient, study, view_file = _parse_path(cells["Path"], split, refuse)
-    labels = []
-    for name in OBSERVATIONS:
-        if cells[name].strip() not in _LABELS:
-            raise refuse(name, "is not a label; write 1, 0, -1 for uncertain, or nothing")
-        labels.append(_LABELS[cells[name].strip()])
-    sex = cells.get("Sex", "").strip() or "Unknown"
-    if sex not in SEXES:
-        raise refuse("Sex", f"is not known; write one of {', '.join(SEXES)}")
-    age = cells.get("Age", "").strip()
-    if not re.fullmatch(r"([0-9]{1,3}(\.0)?)?", age):
-        raise refuse("Age", "is not an age in years; write a whole number or nothing")
-    projection = cells.get("AP/PA", "").strip() or "unknown"
-    if projection not in PROJECTIONS:
-        raise refuse("AP/PA", f"is not known; write one of {', '.join(PROJECTIONS[1:])} or nothing")
-    years = int(float(age)) if age else UNKNOWN_AGE
-    row = Row(line, patient, study, view_file, sex, years, projection, tuple(labels))
-    stated = cells.get("Frontal/Lateral", "").strip().lower()
+    patient, study, view_file = _parse_path(cells, split)
+    labelled = cells
+    if labels is not None:
+        image_id = "_".join((patient, study, view_file.rpartition(".")[0]))
+        if image_id not in labels:
+            raise cells.refuse("Path", "has no labels in the file of --labels; delete the row")
+        labelled = Cells(cells.table, cells.line, labels[image_id])
+    sex, age, projection = cells.sex(), cells.age(), cells.projection()
+    view_file, study = sys.intern(view_file), sys.intern(study)  # many images share them
+    row = Row(cells.line, patient, study, view_file, sex, age, projection, labelled.labels())
+    stated = cells.get("Frontal/Lateral").lower()
     if stated and stated != row.view:
-        raise refuse("Frontal/Lateral", f"contradicts the file name {view_file}; correct one")
+        raise cells.refuse("Frontal/Lateral", f"contradicts the file name {view_file}; correct one")
     return row
 
 
-def _parse_path(
-    path: str, split: str, refuse: Callable[[str, str], DataError]
-) -> tuple[str, str, str]:
+def _parse_path(cells: Cells, split: str) -> tuple[str, str, str]:
     """Split a path, under any root, into patient, study and view file."""
+    path = cells.path
     if path.startswith(("/", "\\")) or "\0" in path or ".." in re.split(r"[/\\]", path):
-        raise refuse("Path", "leaves the root; write it relative to the download, without ..")
+        raise cells.refuse("Path", "leaves the root; write it relative to the download, without ..")
     parts = path.split("/")
     matched = len(parts) >= 3 and all(
-        pattern.fullmatch(part) for pattern, part in zip(_PARTS, parts[-3:], strict=True)
+        pattern.fullmatch(part) for pattern, part in zip((*_STUDY, _VIEW), parts[-3:], strict=True)
     )
     if not matched:
-        raise refuse("Path", "is not .../patient<n>/study<n>/view<n>_frontal.jpg; correct it")
-    if len(parts) > 3 and SPLIT_FOLDERS.get(parts[-4]) != split:
-        raise refuse("Path", f"is not of the split {split}; move the row to its own split's table")
+        raise cells.refuse("Path", "is not .../patient<n>/study<n>/view<n>_frontal.jpg; correct it")
+    if len(parts) > 3 and not holds_split(parts[-4], split):
+        raise cells.refuse(
+            "Path", f"is not of the split {split}; move the row to its own split's table"
+        )
     return parts[-3], parts[-2], parts[-1]
