@@ -299,6 +299,9 @@ def test_a_teacher_is_the_run_of_rho_1_and_labels_the_weak_images(workdir, sourc
         extra = {"Enlarged Cardiomediastinum"} if "Cardiomegaly" in positive else set()
         assert masks[index].rles.keys() <= positive | extra
         drawn += len(positive & masks[index].rles.keys())
+    again = replace(config, rounds=2, rho=0.5)
+    student = run_pipeline(replace(config, rho=0.5, until="segmenter"), open_data(config))
+    assert run_pipeline(again, open_data(config)).teacher.path == student.segmenter.path
     assert drawn > 50  # a positive finding gets a mask even if the teacher is unsure
 
 

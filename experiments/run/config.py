@@ -64,6 +64,8 @@ class Config:
     pseudo: PseudoSource = "irnet"
     """Pseudo-masks from IRNet's random walk, from the class activation maps alone, from a teacher (the
     segmenter of the same expert masks at rho = 1), or from the product of teacher and maps."""
+    rounds: int = 1
+    """Of a teacher: in each after the first, the student of the one before is the teacher."""
     experts: tuple[int, ...] = ()
     """How many images with expert masks to train on, drawn by patient and seed; all if not given. Only
     `experiments.table` takes several, and draws the curve over them."""
@@ -93,6 +95,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.rho <= 1:
             raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
         if any(count < 1 for count in self.experts):
             raise ValueError(f"--experts must be at least 1, got {self.experts}")
         if self.image_size % 32 or self.image_size < 32:

@@ -101,7 +101,7 @@ def run_pipeline(config: Config, data: Data) -> Run:
             if until == "irnet":
                 return run
         if config.pseudo in ("teacher", "fused"):
-            run.teacher = make_segmenter(run, make_encoder(run, classifier), None, rho=1.0)
+            make_teacher(run, make_encoder(run, classifier))
         run.pseudo_masks = make_pseudo_masks(run, config.pseudo)
         if until == "pseudo_masks":
             return run
@@ -351,6 +351,15 @@ def make_segmenter(
         init=init,
         encoder=encoder.weights,
     )
+
+
+def make_teacher(run: Run, encoder: Encoder) -> None:
+    """Train the teacher: on expert masks alone, then, in further rounds, as a student of itself."""
+    config = run.config
+    run.teacher = make_segmenter(run, encoder, None, rho=1.0)
+    for _ in range(config.rounds - 1):
+        masks = make_pseudo_masks(run, config.pseudo)
+        run.teacher = make_segmenter(run, encoder, masks, config.rho)
 
 
 def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -> StageFolder:
