@@ -201,7 +201,7 @@ def _curve(config: TableConfig) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run what is missing, and write the table."""
     config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
-    if config.run.experts:
+    if len(config.run.experts) > 1:
         _curve(config)
         return
     result = run_comparison(config.run, lambda _: arms_of(config), config.seeds)
