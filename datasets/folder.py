@@ -59,8 +59,10 @@ class NamedRow(Row):
 
     @property
     def image_id(self) -> str:
-        """The path without suffix, joined by underscores."""
-        return image_id_of(self.view_file)
+        """The path without suffix, joined by underscores; that of a lateral view says so at its end."""
+        image_id = image_id_of(self.view_file)
+        known = self.view == "frontal" or image_id.endswith("_lateral")
+        return image_id if known else f"{image_id}_lateral"
 
     @property
     def view(self) -> str:
@@ -230,9 +232,10 @@ def _parse(cells: Cells) -> tuple[NamedRow, str]:
 
 
 def _image_names(rows: list[tuple[NamedRow, str]]) -> Mapping[str, str]:
-    """Return the image's id by itself and by its file's name without folders, where that is unique."""
+    """Return an image's id by itself, its path, and its file's name where that is unique."""
     stems: dict[str, list[str]] = {}
     for row, _ in rows:
         stems.setdefault(image_id_of(row.view_file.rpartition("/")[2]), []).append(row.image_id)
     unique = {stem: ids[0] for stem, ids in stems.items() if len(ids) == 1}
-    return unique | {row.image_id: row.image_id for row, _ in rows}
+    paths = {image_id_of(row.view_file): row.image_id for row, _ in rows}
+    return unique | paths | {image_id: image_id for image_id in paths.values()}

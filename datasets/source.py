@@ -2,10 +2,6 @@
 
 import io
 import json
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, SupportsIndex
 
@@ -87,28 +83,6 @@ class PreparedSource:
         return example
 
 
-class JoinedSource:
-    """The examples of several sources, one after the other."""
-
-    def __init__(self, sources: Sequence[PreparedSource]) -> None:
-        """Take the sources, whose images differ."""
-        self._sources = sources
-        self._starts = [0, *accumulate(map(len, sources))]
-        self.fingerprint = "+".join(source.fingerprint for source in sources)
-        self.image_ids = [image_id for source in sources for image_id in source.image_ids]
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: SupportsIndex, /) -> Example:
-        """Read and decode one example."""
-        i = index.__index__()
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
-        source = bisect_right(self._starts, i) - 1
-        return self._sources[source][i - self._starts[source]]
-
-
 def folder_of(data_dir: Path, name: str) -> Path:
     """Return the folder of a data set, prepared or not."""
     if name not in BUILDERS:
@@ -152,22 +126,3 @@ def open_source(
     return PreparedSource(
         folder, split, manifest[split]["fingerprint"], manifest[split]["image_ids"], photometry
     )
-
-
-def open_sources(data_dirs: Sequence[Path], name: str, split: str) -> PreparedSource | JoinedSource:
-    """Open one split of a data set in all folders of prepared data that have it.
-
-    Raises:
-        DataError: none has it, or two have the same image.
-    """
-    having = [path for path in data_dirs if split in available(path).get(name, [])]
-    sources = [open_source(path, name, split) for path in having or data_dirs[:1]]
-    if len(sources) == 1:
-        return sources[0]
-    joined = JoinedSource(sources)
-    if len(set(joined.image_ids)) < len(joined):
-        twice = next(i for i, n in Counter(joined.image_ids).items() if n > 1)
-        raise DataError(
-            f"{', '.join(map(str, having))}: {twice} is in the split {split} of two; leave one out"
-        )
-    return joined

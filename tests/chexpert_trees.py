@@ -77,6 +77,28 @@ def write_batches(root: Path) -> Path:
     return root
 
 
+def write_plus(root: Path) -> Path:
+    """Write CheXpert Plus: one table of both splits without labels, PNGs, and two files of labels."""
+    columns = "path_to_image,path_to_dcm,frontal_lateral,ap_pa,deid_patient_id,report,age,sex,split"
+    lines, labels = [columns], []
+    for split in ("train", "valid"):
+        for i, path in enumerate(SPLITS[split]):
+            write_image(root / "PNG" / split / path.replace(".jpg", ".png"), seed=i)
+            view = "Lateral" if "lateral" in path else "Frontal"
+            name, patient = f"{split}/{path}", path.split("/")[0]
+            report = '"NARRATIVE:\nof two lines, quoted"'
+            dicom = name.replace("jpg", "dcm")
+            lines.append(f"{name},{dicom},{view},AP,{patient},{report},61.0,Female,{split}")
+            values = dict.fromkeys(OBSERVED) | {"Edema": 1.0, "Lung Opacity": -1.0, "Fracture": 0.0}
+            labels.append(json.dumps({"path_to_image": name, **values}))
+    (root / "df_chexpert_plus_240401.csv").write_text("\n".join([*lines, ""]))
+    for name in ("findings", "impression"):
+        path = root / "chexbert_labels" / f"{name}_fixed.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join([*labels, ""]))
+    return root
+
+
 def write_annotated_images(root: Path) -> Path:
     """Write CheXlocalize's own images and tables, which have no demographic columns."""
     folder = root / "CheXpert"

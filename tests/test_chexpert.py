@@ -16,6 +16,7 @@ from chexpert_trees import (
     write_batches,
     write_chexpert,
     write_image,
+    write_plus,
     write_table,
 )
 from hypothesis import given
@@ -73,6 +74,83 @@ def test_takes_the_test_split_from_chexlocalize_when_chexpert_has_none(tmp_path)
     assert prepared_ids(tmp_path / "raw", tmp_path / "data") == wanted("train", "valid", "test")
     valid = open_source(tmp_path / "data", "chexpert", "valid")
     assert valid[0]["sex"] == "Female"  # CheXpert's own table, which has the column
+
+
+def test_reads_tables_beside_the_batches(tmp_path):
+    raw = write_batches(tmp_path / "raw")
+    first = raw / "CheXpert-v1.0 batch 1 (validate & csv)"
+    (raw / "valid.csv").write_bytes((first / "valid.csv").read_bytes())  # a copy of the same table
+    (first / "train.csv").rename(raw / "train.csv")
+    assert prepared_ids(raw, tmp_path / "data") == wanted("train", "valid")
+    edit(raw / "valid.csv", "Female", "Male", 1)
+    with pytest.raises(DataError, match="the split valid is there twice"):
+        prepare("chexpert", raw, tmp_path / "again")
+
+
+def test_paths_may_name_the_batch_folders(tmp_path):
+    raw = write_batches(tmp_path / "raw")
+    table = raw / "CheXpert-v1.0 batch 1 (validate & csv)/train.csv"
+    edit(table, "CheXpert-v1.0/train/", "CheXpert-v1.0 batch 2 (train 1)/")
+    edit(table, "batch 2 (train 1)/patient00002", "batch 3 (train 2)/patient00002")
+    assert prepared_ids(raw, tmp_path / "data") == wanted("train", "valid")
+    edit(table, "batch 2 (train 1)/patient00003", "batch 1 (validate & csv)/patient00003")
+    with pytest.raises(DataError, match=r"row 4, column Path: .* is not of the split train"):
+        prepare("chexpert", raw, tmp_path / "again")
+
+
+def test_a_patient_may_be_in_two_batches(tmp_path):
+    raw = write_batches(tmp_path / "raw")
+    second = raw / "CheXpert-v1.0 batch 2 (train 1)/patient00001/study1/view2_lateral.jpg"
+    other = raw / "CheXpert-v1.0 batch 3 (train 2)/patient00001/study1/view2_lateral.jpg"
+    other.parent.mkdir(parents=True)
+    second.rename(other)
+    assert prepared_ids(raw, tmp_path / "data") == wanted("train", "valid")
+
+
+@pytest.mark.parametrize("name", ["train_visualCheXbert.csv", "labels/train_cheXbert.csv"])
+def test_other_tables_of_labels_are_named(tmp_path, name):
+    raw = write_batches(tmp_path / "raw")
+    (raw / "CheXpert-v1.0 batch 1 (validate & csv)/train.csv").unlink()
+    paths = [f"CheXpert-v1.0/train/{image_path}" for image_path in SPLITS["train"]]
+    write_table(raw / name, paths, Fracture="1.0")
+    edit(raw / name, "Path,", ",Path,")  # the index that pandas writes
+    edit(raw / name, "CheXpert-v1.0/", "7,CheXpert-v1.0/")
+    given = str(raw / name) if "/" in name else name
+    prepare("chexpert", raw, tmp_path / "data", labels=given)
+    train = open_source(tmp_path / "data", "chexpert", "train")
+    assert train.image_ids == wanted("train")["train"]
+    assert all(example["labels"].tolist() == [*[-2] * 12, 1, -2] for example in train)
+    assert len(open_source(tmp_path / "data", "chexpert", "valid")) == len(SPLITS["valid"])
+    with pytest.raises(DataError, match=r"other\.csv: no such file.*correct --labels"):
+        prepare("chexpert", raw, tmp_path / "again", labels="other.csv")
+
+
+def test_reads_chexpert_plus(tmp_path):
+    raw = write_plus(tmp_path / "raw")
+    with pytest.raises(DataError, match=r"choose one with --labels NAME: findings_fixed\.json"):
+        prepare("chexpert", raw, tmp_path / "data")
+    prepare("chexpert", raw, tmp_path / "data", labels="impression_fixed.json")
+    train = open_source(tmp_path / "data", "chexpert", "train")
+    assert train.image_ids == wanted("train")["train"]
+    example = train[0]
+    stated = {"Airspace Opacity": -1, "Edema": 1, "Fracture": 0}
+    assert example["labels"].tolist() == [stated.get(name, -2) for name in OBSERVATIONS]
+    metadata = {name: example[name] for name in ("view", "sex", "age", "projection")}
+    assert metadata == {"view": "frontal", "sex": "Female", "age": 61, "projection": "AP"}
+    with Image.open(raw / "PNG/train" / SPLITS["train"][0].replace(".jpg", ".png")) as png:
+        difference = example["image"][..., 0].astype(int) - np.asarray(png)
+    assert example["image"].shape == (24, 32, 1) and np.abs(difference).max() <= 24
+    assert len(open_source(tmp_path / "data", "chexpert", "valid")) == len(SPLITS["valid"])
+    edit(raw / "chexbert_labels/findings_fixed.json", "patient00002", "patient9")
+    with pytest.raises(DataError, match=r"csv, row 5, column Path: .* has no labels in the file"):
+        prepare("chexpert", raw, tmp_path / "again", labels="findings_fixed.json")
+
+
+def test_companions_of_macos_are_no_images(tmp_path):
+    root = write_chexpert(tmp_path / "raw")
+    for path in ("._train.csv", "train/._patient00001", "train/patient00001/._study1"):
+        (root / path).write_bytes(b"\0\5\x16\7")
+    assert prepared_ids(root, tmp_path / "data") == wanted("train", "valid")
 
 
 def test_labels_are_read_by_name_and_keep_their_codes(tmp_path):
@@ -150,6 +228,12 @@ def replace_image(root: Path) -> None:
     Image.new("L", (4, 4)).save(root / "train" / SPLITS["train"][1], format="PNG")
 
 
+def turn_image(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (8, 8)).save(path, exif=exif)
+
+
 def make_pipe(root: Path) -> None:
     image_path = root / "train" / SPLITS["train"][1]
     image_path.unlink()
@@ -198,6 +282,14 @@ FAULTS = {
     "short row": (
         lambda root: edit(root / "train.csv", SECOND, f"{SECOND},,"),
         ["train.csv, row 3", "21 cells under 19 columns", "restore"],
+    ),
+    "empty cells": (
+        lambda root: edit(root / "train.csv", "\n", f"\n{',' * 18}\n", 2),
+        ["train.csv, row 2, column Path: ''", "correct it"],
+    ),
+    "turned": (
+        lambda root: turn_image(root / "train" / SPLITS["train"][1]),
+        ["view1_frontal.jpg", "row 3", "asks for a rotation (6)", "save it upright"],
     ),
     "no rows": (lambda root: write_table(root / "train.csv", []), ["train.csv", "no rows"]),
     "not text": (

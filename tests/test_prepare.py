@@ -26,7 +26,8 @@ from datasets.__main__ import main
 from datasets.chexpert import ChexpertWeak
 from datasets.errors import DataError, Fault
 from datasets.prepare import _staging_folder, prepare, prepare_phantoms
-from datasets.source import available, folder_of, open_source, open_sources
+from datasets.source import available, folder_of, open_source
+from experiments.run.data import open_all
 
 HOLD = """
 import sys, time, pathlib
@@ -444,7 +445,7 @@ def test_prepared_sets_are_joined(tmp_path, raw):
     prepare("chexpert", other, tmp_path / "second")
     folders = [tmp_path / "first", tmp_path / "second"]
     with pytest.raises(DataError, match="patient00003_study1_view1_frontal is in the split train"):
-        open_sources(folders, "chexpert", "train")
+        open_all(folders, "chexpert", "train")
     edit(other / "CheXpert-v1.0-small/train.csv", "patient00003", "patient90003")
     for n in (3, 4, 5):
         folder = other / f"CheXpert-v1.0-small/train/patient0000{n}"
@@ -453,15 +454,15 @@ def test_prepared_sets_are_joined(tmp_path, raw):
         table.write_text(table.read_text().replace(f"patient0000{n}", f"patient9000{n}"))
     prepare("chexpert", other, tmp_path / "third")
     folders[1] = tmp_path / "third"
-    joined = open_sources(folders, "chexpert", "train")
+    joined = open_all(folders, "chexpert", "train")
     assert len(joined) == len(joined.image_ids) == 12
     assert [joined[i]["image_id"] for i in range(12)] == joined.image_ids
     parts = [open_source(folder, "chexpert", "train") for folder in folders]
     assert joined.fingerprint == "+".join(part.fingerprint for part in parts)
-    assert open_sources(folders, "chexpert", "valid").fingerprint == (
+    assert open_all(folders, "chexpert", "valid").fingerprint == (
         open_source(folders[0], "chexpert", "valid").fingerprint
     )
     with pytest.raises(IndexError):
         joined[12]
     with pytest.raises(DataError, match=r"first/chexpert_weak.*no split 'exam'"):
-        open_sources(folders, "chexpert", "exam")
+        open_all(folders, "chexpert", "exam")
