@@ -17,7 +17,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from chexseg_jax.runtime.stage_folder import write_json
-from experiments.comparison.compare import Arm, Row, check_seeds, run_comparison, with_weak_maps
+from experiments.comparison.compare import Arm, Row, check_seeds, run_comparison, without_experts
 from experiments.comparison.output import (
     comparison_json,
     cost,
@@ -28,7 +28,7 @@ from experiments.comparison.output import (
 )
 from experiments.report.plots import QUIET, save_figure, style_axes
 from experiments.report.tables import format_interval, format_score, interval_name
-from experiments.run.config import Config, read_flags
+from experiments.run.config import WEAK_ROWS, Config, read_flags
 
 Kind = Literal["irnet", "cam"]
 
@@ -56,6 +56,8 @@ class SweepConfig:
     """Which pseudo-masks, in place of `--pseudo`."""
     weak_maps: int | None = None
     """How many pseudo-masks rho = 0 draws from; as many as the others if not given."""
+    weak_learning_rate: float | None = None
+    """The learning rate of rho = 0, if not that of the others."""
     out: Path | None = None
     """Where the files go; `<workdir>/sweep` if not given."""
 
@@ -78,7 +80,8 @@ def arms_of(config: SweepConfig) -> dict[tuple[Kind, float], Arm]:
         for rho in rhos:
             source: Kind = config.kinds[0] if rho == 1 else kind
             run = replace(config.run, rho=rho, pseudo=source)
-            run = with_weak_maps(run, config.weak_maps) if rho == 0 else run
+            if rho == 0:
+                run = without_experts(run, config.weak_maps, config.weak_learning_rate)
             arms[kind, rho] = Arm(_name(source, rho), run, _name(config.kinds[0], rhos[-1]))
     return arms
 
@@ -131,7 +134,13 @@ def text(
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run what is missing, and write the curve."""
-    config = read_flags(SweepConfig, "sweep", SweepConfig, __doc__ or "", arguments)
+    config = read_flags(
+        SweepConfig,
+        "sweep",
+        lambda preset: SweepConfig(preset, **WEAK_ROWS.get(preset.preset, {})),
+        __doc__ or "",
+        arguments,
+    )
     arms = arms_of(config)
     distinct = list({arm.name: arm for arm in arms.values()}.values())
     result = run_comparison(config.run, lambda _: distinct, config.seeds)

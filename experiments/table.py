@@ -1,6 +1,7 @@
 """The paper's tables in one command: weak, full and CheXseg, over seeds, with paired differences.
 
     python -m experiments.table --data-dir data --workdir runs/chexpert --seeds 17 18 19
+    python -m experiments.table --preset paper --dry-run
     python -m experiments.table --inits random imagenet=resnet18.pth chexpert --encoder resnet18
     python -m experiments.table --experts 10 20 40 80 140
 
@@ -31,7 +32,7 @@ from experiments.comparison.compare import (
     Row,
     check_seeds,
     run_comparison,
-    with_weak_maps,
+    without_experts,
 )
 from experiments.comparison.output import (
     comparison_json,
@@ -41,9 +42,10 @@ from experiments.comparison.output import (
     signed,
     write_rows,
 )
+from experiments.comparison.plan import plan, sizes_of
 from experiments.report.plots import COLORS, QUIET, save_figure, style_axes
 from experiments.report.tables import format_interval, format_score, interval_name
-from experiments.run.config import Config, read_flags
+from experiments.run.config import WEAK_ROWS, Config, read_flags
 from experiments.run.data import Data
 
 
@@ -56,6 +58,10 @@ class TableConfig:
     """Of the segmenter; the stages before it keep `--seed`, and are shared."""
     weak_maps: int | None = None
     """How many pseudo-masks the rows without expert masks draw from, if not as many as others."""
+    weak_learning_rate: float | None = None
+    """The learning rate of the rows without expert masks, if not that of the others."""
+    dry_run: bool = False
+    """Print what each row would train on and how long, and run nothing."""
     teacher_rho: float = 0.5
     """Rho of the rows whose pseudo-masks are a teacher's."""
     inits: tuple[str, ...] = ()
@@ -89,7 +95,7 @@ def arms_of(config: TableConfig) -> list[Arm]:
     With `--inits`, each is compared with the same supervision from the last of these weights.
     """
     base = config.run
-    weak = with_weak_maps(replace(base, rho=0.0), config.weak_maps)
+    weak = without_experts(base, config.weak_maps, config.weak_learning_rate)
     supervisions = {
         "weak (CAM)": replace(weak, pseudo="cam"),
         "weak (IRNet)": replace(weak, pseudo="irnet"),
@@ -200,7 +206,16 @@ def _curve(config: TableConfig) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run what is missing, and write the table."""
-    config = read_flags(TableConfig, "table", TableConfig, __doc__ or "", arguments)
+    config = read_flags(
+        TableConfig,
+        "table",
+        lambda preset: TableConfig(preset, **WEAK_ROWS.get(preset.preset, {})),
+        __doc__ or "",
+        arguments,
+    )
+    if config.dry_run:
+        print(plan(arms_of(config), sizes_of(config.run)))
+        return
     if len(config.run.experts) > 1:
         _curve(config)
         return

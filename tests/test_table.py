@@ -137,6 +137,7 @@ class Rows(list):
     def __init__(self, fingerprint, count):
         super().__init__(range(count))
         self.fingerprint = fingerprint
+        self.image_ids = [f"{fingerprint} {i}" for i in range(count)]
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def faked(tmp_path, monkeypatch):
         """The parts of `Data` that a comparison looks at."""
 
         test: SimpleNamespace
-        train: range
+        mapped: range
         expert_train: Rows
         hidden: Rows | None
 
@@ -245,10 +246,10 @@ def test_the_curve_over_numbers_of_expert_masks(faked, tmp_path, capsys):
 
 
 def test_the_bound_trains_on_every_mask_for_as_many_steps():
-    data = SimpleNamespace(train=range(200), expert_train=Rows("e", 14), hidden=Rows("h", 150))
+    data = SimpleNamespace(mapped=range(200), expert_train=Rows("e", 14), hidden=Rows("h", 150))
     arms = experts.arms_of(replace(PHANTOM, experts=(5, 10)), 0.5, data)
     bound = arms[experts.Point(experts.BOUND, None)].config.segmenter
-    assert training_steps(bound, 164, 200) == training_steps(PHANTOM.segmenter, 10, 200)
+    assert training_steps(bound, 164, 200, 1.0) == training_steps(PHANTOM.segmenter, 10, 200, 1.0)
 
 
 def test_sources_one_after_another():
@@ -303,6 +304,7 @@ def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, mo
     for name in ("walked_maps", "cam_maps", "choose"):
         monkeypatch.setattr(pipeline.pseudo_masks_stage, name, lambda *_: None)
     monkeypatch.setattr(pipeline.NetworkSpec, "build", lambda *_: None)
+    monkeypatch.setattr(pipeline.pseudo_masks_stage, "walked_maps", lambda *_: None)
     monkeypatch.setattr(pipeline, "start_from", lambda *_, **given: None)
 
     class Images:

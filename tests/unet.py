@@ -87,7 +87,7 @@ def train_unet(config: Any, data: Data, size: int, normalization: Any, folder: P
     masked = shuffled_repeated(
         experts, seed, strength=settings.augment, exposure=settings.exposure, gamma=settings.gamma
     ).map(lambda example: {**example, "valid": valid})
-    steps = training_steps(settings, len(data.expert_train), len(data.train))
+    steps = training_steps(settings, len(data.expert_train), len(data.train), 1.0)
     rates = learning_rates(settings.schedule, settings.learning_rate, steps)
     trained: list[Any] = []
 

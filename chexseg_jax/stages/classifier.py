@@ -122,6 +122,11 @@ def aurocs(logits: Float[np.ndarray, "m n"], labels: Int[np.ndarray, "m n"]) -> 
     return scores
 
 
+def training_steps(config: ClassifierConfig, images: int) -> int:
+    """Return the optimizer steps of a training."""
+    return max(1, round(config.epochs * images / config.batch_size))
+
+
 def run(
     config: ClassifierConfig,
     *,
@@ -161,7 +166,7 @@ def run(
         named = {f"auroc/{name}": value for name, value in scores.items() if value == value}
         return {"score": score if score == score else np.nan_to_num(overall).item(), **named}
 
-    steps = max(1, round(config.epochs * len(train) / config.batch_size))
+    steps = training_steps(config, len(train))
     best = fit(
         model,
         shuffled_repeated(

@@ -118,6 +118,11 @@ def optimizer(config: IrnetConfig, steps: int) -> optax.GradientTransformation:
     return optax.partition({"boundary": sgd(rate), "displacement": sgd(10 * rate)}, branch)
 
 
+def training_steps(config: IrnetConfig, images: int) -> int:
+    """Return the optimizer steps of a training on the seeds of these images."""
+    return max(1, round(config.epochs * images / config.batch_size))
+
+
 def run(
     config: IrnetConfig,
     *,
@@ -161,7 +166,7 @@ def run(
         target = model if config.init_whole else model.backbone
         path, whole = Path(config.init), config.init_whole
         start_from(path, target, spec.normalization, head=whole, stage="irnet")
-    steps = max(1, round(config.epochs * len(seeds) / config.batch_size))
+    steps = training_steps(config, len(seeds))
     best = fit(
         model,
         shuffled_repeated(Mapped(seeds, example), seed, strength=config.augment, exposure=0),

@@ -9,7 +9,7 @@ epoch's running counts.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import jax
@@ -17,11 +17,12 @@ import numpy as np
 import optax
 
 from chexseg_jax.evaluation.metrics import Counts, count, mean_of, stack, threshold_bins
+from chexseg_jax.evaluation.thresholds import best_ious
 from chexseg_jax.images import Normalization
 from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.losses import SegmentationLoss, segmentation_loss
 from chexseg_jax.models.spec import DecoderSpec, NetworkSpec
-from chexseg_jax.pathologies import PATHOLOGIES
+from chexseg_jax.pathologies import COMMON_PATHOLOGIES, PATHOLOGIES
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import StageFolder
@@ -40,7 +41,8 @@ from chexseg_jax.training.loop import Schedule, fit, learning_rates
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
-VERSION = 1
+VERSION = 2
+Selection = Literal["all", "common"]
 CACHED_IMAGES = 1024
 """Letterboxed expert images kept in memory, 1.1 MB each at 320 pixels."""
 
@@ -61,7 +63,7 @@ class SegmenterConfig:
     batch_size: int = 8
     accumulate: int = 1
     """Parts in which a step takes its batch, for want of memory; BatchNorm sees one part at a time."""
-    epochs: float = 20.0  # of expert and pseudo-masks together
+    epochs: float = 20.0
     every: int = 200  # steps between validations
     augment: float = 0.0  # zoom within this share, shift within half of it
     exposure: float | None = None
@@ -71,6 +73,11 @@ class SegmenterConfig:
     """Decay of a moving average of the weights, which is then the trained network; 0 for none."""
     maps: int | None = None
     """How many pseudo-masks to use, sampled by the seed; all of them if not given."""
+    epoch: Literal["all", "used"] = "all"
+    """Samples of an epoch: as many as there are expert masks and pseudo-masks together, the same for
+    every rho, or as many as those that rho draws from, as in the paper."""
+    select: Selection = "all"
+    """Keep the checkpoint of the best mean IoU of all pathologies, or of the paper's four common."""
 
     def network_spec(self, encoder: NetworkSpec) -> NetworkSpec:
         """Return the specification of the segmenter that these settings train on an encoder."""
@@ -101,6 +108,15 @@ def counts_of(
     return all_gather(stack(counts), total)
 
 
+def selection_scores(counts: Counts, select: Selection) -> dict[str, float]:
+    """Return the mean IoU that selects a checkpoint, and each pathology's, at their best thresholds."""
+    names = COMMON_PATHOLOGIES if select == "common" else PATHOLOGIES
+    ious = dict(zip(PATHOLOGIES, best_ious(counts).tolist(), strict=True))
+    score = mean_of([ious[name] for name in names])
+    named = {f"iou/{name}": iou for name, iou in ious.items() if iou == iou}
+    return {"score": 0.0 if np.isnan(score) else score, **named}
+
+
 def run(
     config: SegmenterConfig,
     *,
@@ -114,7 +130,7 @@ def run(
     seed: int,
     folder: StageFolder,
 ) -> None:
-    """Train the segmenter; keep the best by mean IoU on expert-val, over the pathologies there.
+    """Train the segmenter; keep the best by mean IoU on expert-val, over `select` of those there.
 
     Args:
         config: the training.
@@ -144,11 +160,8 @@ def run(
     def evaluate(model: Any) -> dict[str, float]:
         counts = counts_of(
             model, validation, len(expert_val), spec.normalization, config.batch_size
-        ).pooled()
-        best = np.where(counts.target_area > 0, np.nan_to_num(counts.iou()).max(0), np.nan)
-        score = mean_of(best)
-        named = {f"iou/{n}": float(v) for n, v in zip(PATHOLOGIES, best, strict=True) if v == v}
-        return {"score": 0.0 if np.isnan(score) else score, **named}
+        )
+        return selection_scores(counts.pooled(), config.select)
 
     def dataset(source: Source | None, seed: int) -> grain.MapDataset | None:
         if source is None:
@@ -157,7 +170,7 @@ def run(
             source, seed, strength=config.augment, exposure=config.exposure, gamma=config.gamma
         )
 
-    steps = training_steps(config, len(expert_train), len(images))
+    steps = training_steps(config, len(expert_train), len(images), rho)
     best = fit(
         model,
         mix(dataset(experts, seed), dataset(weak, seed + 1), rho, seed),
@@ -181,12 +194,11 @@ def run(
     )
 
 
-def training_steps(config: SegmenterConfig, experts: int, images: int) -> int:
-    """Return the optimizer steps of a training, the same for every rho.
-
-    An epoch is as many samples as there are expert masks and pseudo-masks together.
-    """
+def training_steps(config: SegmenterConfig, experts: int, images: int, rho: float) -> int:
+    """Return the optimizer steps of a training on the masks of experts and of `images`."""
     pseudo = images if config.maps is None else min(config.maps, images)
+    if config.epoch == "used":
+        experts, pseudo = experts * (rho > 0), pseudo * (rho < 1)
     return max(1, round(config.epochs * (experts + pseudo) / config.batch_size))
 
 

@@ -87,9 +87,11 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"--seeds must be one or more, all different, got {seeds}")
 
 
-def with_weak_maps(config: Config, maps: int | None) -> Config:
-    """Return the settings of a run without expert masks, which may use more pseudo-masks."""
-    return replace(config, segmenter=replace(config.segmenter, maps=maps)) if maps else config
+def without_experts(config: Config, maps: int | None, learning_rate: float | None) -> Config:
+    """Return the settings of a run without expert masks: with these, where they are given."""
+    given = {"maps": maps, "learning_rate": learning_rate}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(config, rho=0.0, segmenter=replace(config.segmenter, **changes))
 
 
 def seeds_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from chexseg_jax.runtime.stage_folder import write_json
+from chexseg_jax.stages.segmenter import training_steps
 from experiments.comparison.compare import Arm, Comparison, Row
 from experiments.comparison.output import comparison_json, plot_title, signed, write_rows
 from experiments.report.plots import COLORS, QUIET, SCORE, save_figure, style_axes
@@ -52,9 +53,11 @@ def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
     }
     if data.hidden is not None:
         largest = max(config.experts)
-        images, every = len(data.train), len(data.expert_train) + len(data.hidden)
-        epochs = config.segmenter.epochs * (largest + images) / (every + images)
-        segmenter = replace(config.segmenter, epochs=epochs)
+        few, every = (
+            training_steps(config.segmenter, experts, len(data.mapped), rho=1.0)
+            for experts in (largest, len(data.expert_train) + len(data.hidden))
+        )
+        segmenter = replace(config.segmenter, epochs=config.segmenter.epochs * few / every)
         bound = replace(config, rho=1.0, experts=(), segmenter=segmenter)
         arms[Point(BOUND, None)] = Arm(BOUND, bound, f"full, {largest}", hidden=True)
     return arms

@@ -37,6 +37,7 @@ from experiments.report.overlays import Example, blend_masks, resize_nearest
 from experiments.report.page import write_report
 from experiments.report.plots import plot_iou, plot_rhos, plot_training
 from experiments.report.tables import terminal_table
+from experiments.run.data import frontal_indices
 from experiments.run.pipeline import Run, made, make_pseudo_masks
 from experiments.run.versions import versions
 
@@ -95,12 +96,18 @@ def describe(run: Run, pseudo: Mapping[str, StageFolder]) -> dict[str, Any]:
         "rho": config.rho,
         "seed": config.seed,
         "pseudo": config.pseudo,
+        "warning": config.warning,
+        "views": config.views,
         "phantom": config.data_dir is None,
         "settings": asdict(config),
         "versions": versions(PACKAGES),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "data": {
-            name: {"fingerprint": source.fingerprint, "images": len(source)}
+            name: {
+                "fingerprint": source.fingerprint,
+                "images": len(source),
+                "lateral": len(source) - len(frontal_indices(source.image_ids)),
+            }
             for name, source in run.data.sources().items()
         },
         "classifier": {"auroc": manifest["auroc"], "n": manifest["positives"]},
@@ -136,7 +143,7 @@ def _sibling(path: Path, segmenter: StageFolder, evaluation: StageFolder) -> dic
         return None
     trained = path.with_name(f"segmenter-{manifest['inputs'].get('segmenter')}")
     other = read_manifest(trained) if (trained / "manifest.json").exists() else None
-    if other is None or not _agree(other, segmenter, besides=("rho",)):
+    if other is None or not _agree(other, segmenter, besides=("rho", "training_steps")):
         return None
     if (manifest["version"], other["version"]) != (evaluation.version, segmenter.version):
         pass_over(path, "it is")
@@ -246,7 +253,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     predictions = (
         row
         for batch, count in ordered_batches(
-            letterboxed(Subset(run.data.train, indices), size), config.evaluation.batch_size
+            letterboxed(Subset(run.data.mapped, indices), size), config.evaluation.batch_size
         )
         for row in zip(batch["images"][:count], infer(batch["images"]) > thresholds, strict=False)
     )
@@ -254,7 +261,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
         masks, valid = pseudo[index].letterboxed(size)
         record = cams[index]
         positive = pathology_labels(record["labels"][None])[0] == 1
-        image = letterbox(run.data.train[index]["image"], side)
+        image = letterbox(run.data.mapped[index]["image"], side)
         content = content_mask(jnp.asarray(image)[None])
         cam = np.asarray(upsample_cams(jnp.asarray(record["cams"])[None], content))[0]
         layers = {

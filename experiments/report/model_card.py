@@ -123,12 +123,25 @@ def _iou(row: Mapping[str, float | None]) -> str:
     return f"{format_score(row['iou'])} {format_interval(row)}".strip()
 
 
+def _views(report: Mapping[str, Any]) -> str:
+    """Say which views are in the training images, where the report counts them."""
+    rows = [row for name in ("train", "expert_train") if (row := report["data"].get(name))]
+    if any("lateral" not in row for row in rows):
+        return ""
+    lateral = sum(row["lateral"] for row in rows)
+    if not lateral:
+        return "It was trained on frontal views only. "
+    frontal = sum(row["images"] for row in rows) - lateral
+    return f"It was trained on {frontal:,} frontal and {lateral:,} lateral views. "
+
+
 def _limits(report: Mapping[str, Any] | None) -> str:
     synthetic = report is not None and report["phantom"]
     data = "It was trained on synthetic chests and says nothing of real ones. " if synthetic else ""
+    data += _views(report) if report else ""
     return f"""## Limits
 
-{data}It was trained on frontal views only. The results are those of one data set's test split: other
+{data}The results are those of one data set's test split: other
 hospitals, devices and patients will give others, and it was never tested for fairness between groups of
 patients. A pathology with few test images has a wide interval for that reason: do not rely on it. Masks
 show where the network finds evidence, not where disease ends."""

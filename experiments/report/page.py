@@ -94,7 +94,7 @@ def _write(
     images: Mapping[str, Any] | None,
     scores: Mapping[str, Any] | None,
 ) -> None:
-    facts = {"preset": "preset", "ρ": "rho", "seed": "seed", "": "created"}
+    facts = {"preset": "preset", "ρ": "rho", "seed": "seed", "views": "views", "": "created"}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -107,6 +107,7 @@ def _write(
             if report.get(key) is not None
         ],
         phantom=report.get("phantom"),
+        warning=report.get("warning"),
         scores=scores,
         gallery=images,
         provenance=provenance_tables(report),

@@ -1,10 +1,10 @@
 """The settings of CheXseg as flags, and the presets that fill them in."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -58,6 +58,8 @@ class Config:
     """The same for the segmenter alone, and its choice of pseudo-masks; `--seed` if not given."""
     image_size: int = 320
     """Side of the letterbox that every network sees, pixels; a multiple of 32."""
+    views: Literal["all", "frontal"] = "all"
+    """Which images of every split to use; an image whose id does not end in `lateral` is frontal."""
     photometry: Photometry = "as-is"
     """What is done to the grey levels of every image: nothing, histogram equalisation, or a stretch of
     the 1st to the 99th percentile."""
@@ -71,6 +73,9 @@ class Config:
     `experiments.table` takes several, and draws the curve over them."""
     weak: int | None = None
     """How many weakly labelled images to use, sampled by the seed; all if not given."""
+    maps: int | None = None
+    """How many of these get maps and pseudo-masks, sampled by the seed; all if not given. The segmenter
+    may be given fewer: `--segmenter.maps`."""
     encoder: Literal["classifier", "resnet18", "resnet50"] = "classifier"
     """The segmenter's encoder: the classifier itself, or a ResNet trained in the same way."""
     encoder_init: str | None = None
@@ -112,6 +117,20 @@ class Config:
         return self.seed if self.segmenter_seed is None else self.segmenter_seed
 
     @property
+    def warning(self) -> str | None:
+        """What makes a run with the preset `paper` another than the paper's, in a line."""
+        starts = {"--classifier.init": self.classifier.init, "--encoder-init": self.encoder_init}
+        if self.encoder == "classifier" or self.encoder_start != "classifier":
+            del starts["--encoder-init"]
+        missing = [f"{flag} imagenet" for flag, init in starts.items() if not init]
+        if self.preset != "paper" or not missing:
+            return None
+        return (
+            "NOT THE PAPER'S: networks that it starts from ImageNet weights start from random ones "
+            f"here; add {' and '.join(missing)}"
+        )
+
+    @property
     def encoder_classifier(self) -> ClassifierConfig:
         """How the segmenter's encoder is trained as a classifier."""
         if self.encoder == "classifier":
@@ -122,10 +141,13 @@ class Config:
 PAPER = Config(
     preset="paper",
     encoder="resnet18",
-    weak=20_000,
-    segmenter=SegmenterConfig(maps=100),
+    encoder_init="imagenet",
+    maps=20_000,
+    classifier=ClassifierConfig(init="imagenet"),
+    irnet=IrnetConfig(init="imagenet"),
+    segmenter=SegmenterConfig(maps=100, learning_rate=1e-3, epoch="used", select="common"),
 )
-"""The paper's numbers. Its rho = 0 row took 20,000 maps: add `--segmenter.maps 20000` there."""
+"""The paper's numbers, of CheXseg and of expert masks alone; with rho = 0 see `WEAK_ROWS`."""
 
 CHEXPERT = Config(
     preset="chexpert",
@@ -187,6 +209,10 @@ PHANTOM = Config(
 
 Settings = TypeVar("Settings")
 PRESETS = {"phantom": PHANTOM, "chexpert": CHEXPERT, "paper": PAPER}
+WEAK_ROWS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"weak_maps": 20_000, "weak_learning_rate": 1e-4}
+}
+"""What tables and sweeps change, by preset, in rows that are trained on pseudo-masks alone."""
 ENCODERS = {"resnet18": RESNET18, "resnet50": RESNET50}
 
 

@@ -1,8 +1,9 @@
 """The data of a run: prepared data sets, or phantoms."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import SupportsIndex
+from typing import Literal, Protocol, SupportsIndex
 
 import jax
 import numpy as np
@@ -10,25 +11,67 @@ import numpy as np
 from chexseg_jax.evaluation.metrics import patient_of
 from chexseg_jax.runtime.sharding import wait_for_all
 from chexseg_jax.training.data import Example, Source, Subset, sample_indices
+from datasets.errors import DataError
 from datasets.prepare import prepare_phantoms
-from datasets.source import PreparedSource, available, open_source
+from datasets.source import available, open_source
 from experiments.run.config import Config
+
+
+class NamedSource(Source, Protocol):
+    """A source that knows the ids of its images."""
+
+    image_ids: list[str]
+
+
+class NamedSubset(Subset):
+    """The examples of a named source at the given indices."""
+
+    def __init__(self, source: NamedSource, indices: Sequence[int]) -> None:
+        super().__init__(source, indices)
+        self.image_ids = [source.image_ids[i] for i in indices]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The sources of one run: images with labels, expert masks, and hidden masks of the former."""
+    """The sources of one run: images with labels, expert masks, and hidden masks of the former.
 
-    train: Source
-    valid: Source
-    expert_train: Source
-    expert_val: Source
-    test: PreparedSource
-    hidden: PreparedSource | None
+    `mapped` are the images of `train` that get maps and pseudo-masks.
+    """
 
-    def sources(self) -> dict[str, Source]:
-        """Return the sources by name, without hidden masks where there are none."""
-        return {name: source for name, source in vars(self).items() if source is not None}
+    train: NamedSource
+    mapped: NamedSource
+    valid: NamedSource
+    expert_train: NamedSource
+    expert_val: NamedSource
+    test: NamedSource
+    hidden: NamedSource | None
+
+    def sources(self) -> dict[str, NamedSource]:
+        """Return the sources by name: without hidden masks where there are none, each once."""
+        named = {name: source for name, source in vars(self).items() if source is not None}
+        if self.mapped is self.train:
+            del named["mapped"]
+        return named
+
+
+def frontal_indices(image_ids: Sequence[str]) -> list[int]:
+    """Return the indices of frontal views by CheXpert's ids; an id of another form is of a frontal."""
+    return [i for i, image_id in enumerate(image_ids) if not image_id.endswith("_lateral")]
+
+
+def _of_views(source: NamedSource, views: Literal["all", "frontal"]) -> NamedSource:
+    """Select the images of the views; the fingerprint names them.
+
+    Raises:
+        DataError: there are none.
+    """
+    if views == "all":
+        return source
+    selected = NamedSubset(source, frontal_indices(source.image_ids))
+    if not len(selected):
+        raise DataError(f"{source.fingerprint}: no frontal view is there; leave --views out")
+    selected.fingerprint = f"{source.fingerprint}+{views}"
+    return selected
 
 
 def with_experts(data: Data, config: Config) -> Data:
@@ -44,16 +87,18 @@ def with_experts(data: Data, config: Config) -> Data:
     if len(config.experts) > 1:
         raise ValueError("a run takes one number of --experts; experiments.table takes several")
     (count,), source = config.experts, data.expert_train
-    if count >= len(source) or not isinstance(source, PreparedSource):
+    if count >= len(source):
         return data
     patients = [patient_of(image_id) for image_id in source.image_ids]
     order = np.random.default_rng(config.seed).permutation(sorted(set(patients))).tolist()
     ranked = sorted(range(len(source)), key=lambda index: order.index(patients[index]))
-    return replace(data, expert_train=Subset(source, sorted(ranked[:count])))
+    return replace(data, expert_train=NamedSubset(source, sorted(ranked[:count])))
 
 
 def open_data(config: Config) -> Data:
     """Open the data of a run, making phantoms first without `--data-dir`."""
+    if config.warning and jax.process_index() == 0:
+        print(config.warning)
     data_dir = config.data_dir
     if data_dir is None:
         data_dir = config.workdir / "phantoms"
@@ -67,15 +112,21 @@ def open_data(config: Config) -> Data:
                 data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
             )
         wait_for_all("phantoms")
-    train = open_source(data_dir, "chexpert", "train", config.photometry)
     hidden = "hidden" in available(data_dir).get("chexlocalize", [])
 
-    def masked(split: str) -> PreparedSource:
-        return open_source(data_dir, "chexlocalize", split, config.photometry)
+    def labelled(split: str, name: str = "chexpert") -> NamedSource:
+        return _of_views(open_source(data_dir, name, split, config.photometry), config.views)
 
+    def masked(split: str) -> NamedSource:
+        return labelled(split, "chexlocalize")
+
+    train = labelled("train")
+    weak = NamedSubset(train, sample_indices(len(train), config.weak, config.seed))
+    chosen = sample_indices(len(weak), config.maps, config.seed)
     data = Data(
-        train=Subset(train, sample_indices(len(train), config.weak, config.seed)),
-        valid=open_source(data_dir, "chexpert", "valid", config.photometry),
+        train=weak,
+        mapped=weak if len(chosen) == len(weak) else NamedSubset(weak, chosen),
+        valid=labelled("valid"),
         expert_train=masked("expert_train"),
         expert_val=masked("expert_val"),
         test=masked("test"),
@@ -87,10 +138,11 @@ def open_data(config: Config) -> Data:
 class Concatenated:
     """The examples of several sources, one source after another."""
 
-    def __init__(self, *sources: Source) -> None:
+    def __init__(self, *sources: NamedSource) -> None:
         self._sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
         self.fingerprint = "+".join(source.fingerprint for source in sources)
+        self.image_ids = [image_id for source in sources for image_id in source.image_ids]
 
     def __len__(self) -> int:
         return int(self._ends[-1])

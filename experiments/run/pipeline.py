@@ -150,7 +150,7 @@ def make_classifier(run: Run, settings: ClassifierConfig, name: str) -> StageFol
 
 def make_cams(run: Run, classifier: StageFolder) -> StageFolder:
     """Compute the class activation maps of the weakly labelled images."""
-    config, images = run.config, run.data.train
+    config, images = run.config, run.data.mapped
     return run.stage(
         cams_stage,
         {"image_size": config.image_size, "kind": config.cams.kind, "scales": config.cams.scales},
@@ -176,7 +176,7 @@ def make_seeds(run: Run, cams: StageFolder) -> StageFolder:
         lambda folder: seeds_stage.run(
             config.seeds,
             cams=RecordReader(cams, "cams"),
-            images=run.data.train,
+            images=run.data.mapped,
             image_size=config.image_size,
             folder=folder,
         ),
@@ -201,7 +201,7 @@ def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFo
             spec=spec,
             classifier=None if init else restore(classifier.path),
             seeds=RecordReader(seeds, "seeds"),
-            images=run.data.train,
+            images=run.data.mapped,
             seed=config.seed,
             folder=folder,
         ),
@@ -248,7 +248,7 @@ def make_pseudo_masks(run: Run, source: PseudoSource) -> StageFolder:
             maps=maps,
             thresholds=thresholds,
             cams=RecordReader(cams, "cams"),
-            images=data.train,
+            images=data.mapped,
             image_size=config.image_size,
             folder=folder,
         )
@@ -324,7 +324,8 @@ def make_segmenter(
     init = find_weights(settings.init, spec.backbone) if settings.init else None
     if init:
         inputs["init"] = init.sha256
-    steps = segmenter_stage.training_steps(settings, len(data.expert_train), len(data.train))
+    experts, maps = len(data.expert_train), len(data.mapped)
+    steps = segmenter_stage.training_steps(settings, experts, maps, rho)
     return run.stage(
         segmenter_stage,
         {
@@ -343,7 +344,7 @@ def make_segmenter(
             expert_train=data.expert_train,
             expert_val=data.expert_val,
             pseudo_masks=PseudoMaskSource(pseudo_masks) if pseudo_masks else None,
-            images=data.train,
+            images=data.mapped,
             rho=rho,
             seed=seed,
             folder=folder,
