@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import Dataset, config
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 
@@ -16,13 +17,21 @@ def write_dicom(
     *,
     bits: int = 8,
     syntax: str = ExplicitVRLittleEndian,
+    without: tuple[str, ...] = (),
     **tags: Any,
 ) -> Path:
-    """Write a computed radiograph; `tags` override the defaults."""
+    """Write a computed radiograph; `tags` override the defaults, valid or not."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CR, generate_uid()
     meta.TransferSyntaxUID = syntax
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset = FileDataset(
+        str(path),
+        {},
+        file_meta=meta,
+        preamble=b"\0" * 128,
+        is_implicit_VR=False,
+        is_little_endian=UID(syntax).is_little_endian,
+    )
     given = {
         "SOPClassUID": CR,
         "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
@@ -52,12 +61,26 @@ def write_dicom(
         "PixelRepresentation": 0,
         "PixelData": pixels.tobytes(),
     }
+    checks = config.settings.reading_validation_mode
+    config.settings.reading_validation_mode = config.IGNORE
     for name, value in (given | tags).items():
-        setattr(dataset, name, value)
-    if syntax != ExplicitVRLittleEndian:
+        if name not in without:
+            setattr(dataset, name, value)
+    if UID(syntax).is_compressed:
         from pydicom.encaps import encapsulate
 
         dataset.PixelData = encapsulate([pixels.tobytes()])
         dataset["PixelData"].VR = "OB"
     dataset.save_as(path, enforce_file_format=True)
+    config.settings.reading_validation_mode = checks
     return path
+
+
+def look_up_table(
+    descriptor: list[int], data: Any, vr: str = "US", signed: bool = False
+) -> Dataset:
+    """Return an item of a sequence of look-up tables; `data` are entries or bytes."""
+    table = Dataset()
+    table.add_new("LUTDescriptor", "SS" if signed else "US", descriptor)
+    table.add_new("LUTData", vr, data)
+    return table

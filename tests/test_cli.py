@@ -5,10 +5,11 @@ import sys
 import time
 
 import pytest
+from tqdm import tqdm
 
 from chexseg_jax.training.signals import Stopped, raise_on_signals
 from datasets.errors import DataError
-from experiments.run.cli import exclusive_workdir, managed_run
+from experiments.run.cli import exclusive_workdir, exit_on_errors, managed_run
 
 HOLD = """
 import pathlib, sys, time
@@ -16,6 +17,21 @@ from experiments.run.cli import managed_run
 with managed_run(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
+"""
+
+
+STOPPABLE = """
+import asyncio, os, signal, time
+from tqdm import tqdm
+from experiments.run.cli import exit_on_errors
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+async def interrupted():
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
+    await asyncio.sleep(0)
+with exit_on_errors(), tqdm(total=3, desc="work"):
 """
 
 
@@ -50,6 +66,34 @@ def test_sigterm_ends_a_run_with_143_and_a_word(holder):
     _, said = holder.communicate(timeout=20)
     assert holder.returncode == 143 and time.monotonic() - started < 20
     assert b"Run the same command to go on" in said
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        # While modules are imported and flags are read, and outside the managed part of a command.
+        ("import experiments, os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+        (f"{STOPPABLE}    os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130),
+        (f"{STOPPABLE}    os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143),
+        # Where Python or asyncio swallows exceptions: it is sent again.
+        (f"{STOPPABLE}    Finalized(); time.sleep(9)", 130),
+        (f"{STOPPABLE}    asyncio.run(interrupted()); time.sleep(9)", 130),
+    ],
+)
+def test_no_traceback_when_a_command_is_stopped(program, code):
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == code
+    lines = ended.stderr.strip().splitlines()
+    assert lines[-1].startswith("Stopped") and "Trace" not in ended.stderr
+    assert len(lines) == 1 or all("work" in line for line in lines[:-1] if line)  # the bar's lines
+
+
+def test_a_sentence_is_not_glued_to_a_progress_bar(capsys):
+    with pytest.raises(SystemExit), exit_on_errors(DataError):
+        bar = tqdm(range(3), desc="work")
+        next(iter(bar))
+        raise DataError("no such row")
+    assert capsys.readouterr().err.splitlines()[-1] == "no such row"
 
 
 def test_handlers_are_put_back():

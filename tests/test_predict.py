@@ -1,7 +1,13 @@
 import csv
 import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
 from dataclasses import replace
 
+import highdicom
 import numpy as np
 import pytest
 from dicoms import write_dicom
@@ -165,6 +171,106 @@ def test_sixteen_bits_are_scaled_and_colours_made_grey(tmp_path):
     colours = np.full((2, 2, 3), 77, np.uint8)
     Image.fromarray(colours).save(tmp_path / "b.png")
     assert read_jpeg_or_png(tmp_path / "b.png").image[..., 0].tolist() == [[77, 77], [77, 77]]
+
+
+def write_png16(path, values, colors):
+    """Write 16-bit values as gray (0), RGB (2), gray with opacity (4) or RGBA (6)."""
+    opaque = np.full_like(values, 65535)
+    channels = {0: [values], 2: [values] * 3, 4: [values, opaque], 6: [*[values] * 3, opaque]}
+    pixels = np.stack(channels[colors], -1).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBB3x", *values.shape[::-1], 16, colors)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    framed = (
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+
+
+@pytest.mark.parametrize("colors", [0, 2, 4, 6])
+def test_twelve_bits_in_sixteen_are_read_with_colors_and_opacity(tmp_path, colors):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    write_png16(tmp_path / "a.png", values, colors)
+    found = read_jpeg_or_png(tmp_path / "a.png").image[..., 0]
+    np.testing.assert_array_equal(found, np.rint(values * (255 / 4095)))
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_an_orientation_that_means_nothing_is_none(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(8, 8)).save(tmp_path / name, exif=exif)
+    assert read_jpeg_or_png(tmp_path / name).image.shape == (8, 8, 1)
+
+
+def test_companions_are_no_x_rays(tmp_path):
+    for name in ("a.png", "._a.png", "__MACOSX/b.png", "in/__MACOSX/in/._c.dcm"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    for pattern in (str(tmp_path), f"{tmp_path}/**/*"):
+        assert [task.image_id for task in find_inputs([pattern])] == ["a"]
+    with pytest.raises(DataError, match="no file matches"):
+        find_inputs([f"{tmp_path}/**/.*"])
+
+
+def test_a_result_that_cannot_be_written_ends_no_batch(model, tmp_path, capsys, monkeypatch):
+    images, out = tmp_path / "images", tmp_path / "out"
+    (images / ("d" * 200)).mkdir(parents=True)
+    for name in ("a", "e"):
+        write_dicom(images / f"{name}.dcm", picture(30, 30), PatientSex="Male")
+    write_dicom(images / "b.dcm", picture(30, 30), without=("SOPInstanceUID", "Modality"))
+    for name in (b"c\xff.png", b"d" * 200 + b"/" + b"x" * 100 + b".png"):
+        with open(os.fsencode(images) + b"/" + name, "wb") as file:  # noqa: PTH123, no text
+            Image.fromarray(picture(16, 12)).save(file, "PNG")
+    (images / "f.png").write_text("<html>")
+    assert predict(model, images, out, "--dicom-seg", "--batch-size=8") == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"1 files were left out and 1 lack a result; {out / 'failed.csv'} says why"
+    failed = {row["file"].rpartition("/")[2]: row["reason"] for row in rows(out / "failed.csv")}
+    assert list(failed) == ["b.dcm", "f.png"]
+    assert "nothing to refer to" in failed["b.dcm"] and " at 0x" not in failed["f.png"]
+    masks = json.loads((out / "pred_segmentations.json").read_text())
+    assert sorted(masks) == ["a", "b", "c\\udcff", "d" * 200 + "_" + "x" * 100, "e"]
+    assert len({row["image_id"] for row in rows(out / "findings.csv")}) == 5
+    assert len(list((out / "overlays").iterdir())) == 5
+    for name in ("a", "e"):
+        assert highdicom.seg.segread(out / "dicom-seg" / f"{name}.dcm").PatientSex in (None, "")
+    # What is incomplete is tried again, what is complete is not.
+    written = (out / "overlays" / "a.png").stat().st_mtime_ns
+    write_dicom(images / "b.dcm", picture(30, 30))
+
+    def fail(path, pixels):
+        raise OSError(36, "File name too long", str(path))
+
+    monkeypatch.setattr("experiments.prediction.rendering._write_png", fail)
+    assert predict(model, images, out, "--dicom-seg", "--batch-size=8") == 3
+    assert (out / "overlays" / "a.png").stat().st_mtime_ns == written
+    assert (out / "dicom-seg" / "b.dcm").exists()
+    failed = {row["file"].rpartition("/")[2]: row["reason"] for row in rows(out / "failed.csv")}
+    assert "b.png: cannot be written" in failed["b.dcm"] and len(failed) == 2
+
+
+def test_a_terminal_without_utf8_gets_replaced_characters(model, tmp_path):
+    images, out = tmp_path / "im\u00e4ges", tmp_path / "\u2192"
+    images.mkdir()
+    Image.fromarray(picture(16, 12)).save(images / "\u6f22.png")
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.predict",
+        f"--model={model}",
+        f"--images={images}",
+    ]
+    ended = subprocess.run(
+        [*command, f"--out={out}", "--batch-size=8"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode("ascii") == f"1 of 1 X-rays: {tmp_path}/?/report.html\n"
+    assert rows(out / "findings.csv")[0]["image_id"] == "\u6f22"
 
 
 def test_bombs_and_turned_pictures_are_refused_before_decoding(tmp_path):

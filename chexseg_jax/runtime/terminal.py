@@ -1,6 +1,9 @@
 """Terminals: Ctrl-C without a traceback, characters that a terminal lacks, messages beside bars."""
 
+import _thread
+import signal
 import sys
+import threading
 from types import TracebackType
 
 from tqdm import tqdm
@@ -15,6 +18,13 @@ def prepare_terminal() -> None:
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
     sys.excepthook = _excepthook
+    before = sys.unraisablehook
+
+    def unraisable(swallowed: "sys.UnraisableHookArgs") -> None:
+        if not _sent_again(swallowed):
+            before(swallowed)
+
+    sys.unraisablehook = unraisable
 
 
 def _excepthook(
@@ -25,6 +35,21 @@ def _excepthook(
         sys.stderr.write("\nStopped.\n")
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _sent_again(swallowed: "sys.UnraisableHookArgs") -> bool:
+    """Send a signal again whose exception rose in a finalizer or callback, which swallows it."""
+    if issubclass(swallowed.exc_type, Exception) or sys.is_finalizing():
+        return False
+    send_again(getattr(swallowed.exc_value, "number", signal.SIGINT))
+    return True
+
+
+def send_again(number: int) -> None:
+    """Send a signal to the main thread a moment later, when it is elsewhere."""
+    again = threading.Timer(0.05, _thread.interrupt_main, (number,))
+    again.daemon = True
+    again.start()
 
 
 def close_bars() -> None:

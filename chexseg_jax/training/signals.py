@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
+from chexseg_jax.runtime.terminal import send_again
+
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+CODE: Final = ("chexseg_jax", "datasets", "experiments", "__main__")
+"""The packages that exceptions of a signal may leave."""
+FRAGILE: Final = ("asyncio", "orbax", "jax._src.compiler", "jax._src.lib")
+"""Modules that swallow an exception of a signal, wrap it, or crash for it when the program ends."""
 
 
 class Stopped(BaseException):
@@ -40,10 +46,25 @@ class SignalState:
 _state = SignalState()
 
 
-def _handle(number: int, _: FrameType | None) -> None:
-    if not _state.deferred or _state.pending_signal:  # a second signal stops at once
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _state.deferred and not _state.pending_signal:  # a second signal stops at once
+        _state.pending_signal = number
+    elif _is_fragile(frame):
+        send_again(number)
+    else:
         raise Stopped(number)
-    _state.pending_signal = number
+
+
+def _is_fragile(frame: FrameType | None) -> bool:
+    """Return whether our code has called a module that an exception must not leave."""
+    while frame:
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] in CODE:
+            return False
+        if module.startswith(FRAGILE):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

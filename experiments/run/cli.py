@@ -33,7 +33,8 @@ def managed_run(workdir: Path) -> Iterator[None]:
     Finished work stays in the workdir in either case.
     """
     # Not restored: arrays that are collected at exit report errors after the end of this function.
-    sys.unraisablehook = _ignore_closed_loop
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda swallowed: _is_closed_loop(swallowed) or before(swallowed)
     # Orbax logs at length what it then raises, and asyncio what Orbax has not awaited.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -53,10 +54,9 @@ def managed_run(workdir: Path) -> Iterator[None]:
         sys.exit(f"{error}")
 
 
-def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
+def _is_closed_loop(swallowed: "sys.UnraisableHookArgs") -> bool:
     # After one array fails to be written, TensorStore reports the others to Orbax's closed event loop.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+    return str(swallowed.exc_value) == "Event loop is closed"
 
 
 @contextmanager
