@@ -20,9 +20,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from datasets.errors import FAULT_SHARE, FAULTS_ALLOWED, DataError, FaultPolicy
-from datasets.prepare import FAULTS, prepare, prepare_phantoms
-from datasets.source import available, open_source
+from chexseg_jax.runtime.terminal import prepare_terminal
+
+prepare_terminal()  # before imports that take seconds
+
+from datasets.errors import FAULT_SHARE, FAULTS_ALLOWED, DataError, FaultPolicy  # noqa: E402
+from datasets.prepare import FAULTS, prepare, prepare_phantoms  # noqa: E402
+from datasets.source import available, open_source  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,12 +115,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads CheXlocalize's gt_segmentations_{val,test}.json (or gt_annotations) and, "
         "if present, hb_segmentations_test.json, with the images in CheXpert/{val,test} beside them.",
     )
-    chexlocalize.add_argument(
-        "--resize-masks",
-        action="store_true",
-        help="resize masks to images of another size, such as CheXpert-v1.0-small's, which is an error "
-        "otherwise; scores at native size are then not comparable",
-    )
     phantom = names.add_parser(
         "phantom",
         help="synthetic chest X-rays, and both data sets from them",
@@ -153,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="JSON as CheXlocalize's, or a folder of IMAGE/FINDING.png or IMAGE_FINDING.png",
     )
+    for command in (chexlocalize, folder):
+        command.add_argument(
+            "--resize-masks",
+            action="store_true",
+            help="resize masks to images of another size, such as CheXpert-v1.0-small's, which is a "
+            "fault otherwise; scores at native size are then not comparable",
+        )
     prepared = (chexpert, chexlocalize, mimic, folder)
     for command in prepared:
         command.add_argument(

@@ -92,7 +92,12 @@ def split_of(patient: str, masked: bool, any_masks: bool) -> str:
 
 
 def find_folder(
-    images: Path, table: Path, masks: Path | None, faults: Faults
+    images: Path,
+    table: Path,
+    masks: Path | None,
+    faults: Faults,
+    *,
+    resize_masks: bool = False,
 ) -> tuple[dict[str, list[ListedImage]], dict[str, list[AnnotatedImage]]]:
     """Find the images that a table lists, by split, and those of the segmenter's splits with masks.
 
@@ -101,6 +106,7 @@ def find_folder(
         table: a CSV file.
         masks: JSON in CheXlocalize's form, or a folder of PNGs; see `read_png_masks`.
         faults: what to do with rows, images and masks that are not valid.
+        resize_masks: resize masks to images of another size.
 
     Raises:
         DataError: the table or the masks cannot be read; a Fault, for one row or file.
@@ -145,7 +151,7 @@ def find_folder(
         )
         for split, listed in labelled.items()
     }
-    annotated = annotate(labelled, by_split, faults)
+    annotated = annotate(labelled, by_split, faults, resize_masks=resize_masks)
     if not annotated:
         faults.stop(DataError(f"{masks}: no mask of an image in {table}; correct --masks"))
     return labelled, annotated

@@ -122,7 +122,9 @@ def _find(
     if name == "folder":
         if labels is None:
             raise DataError(f"{raw}: needs a table of its images; give --labels")
-        labelled, annotated = find_folder(raw, Path(labels), masks, faults)
+        labelled, annotated = find_folder(
+            raw, Path(labels), masks, faults, resize_masks=resize_masks
+        )
         return {"chexpert": labelled} | ({"chexlocalize": annotated} if masks else {})
     if name == "chexlocalize":
         return {name: find_annotated(raw, faults, resize_masks=resize_masks)}

@@ -111,6 +111,15 @@ def test_masks_are_prepared_like_chexlocalize(tmp_path, form):
         np.testing.assert_array_equal(planes[..., k], expected)
 
 
+def test_masks_are_resized_on_request(tmp_path):
+    root = write_folder(tmp_path)
+    write_mask(root / "masks/x 6_Edema.png", HEART[::2, ::2])
+    prepare_folder(root, tmp_path / "data", root / "masks", resize_masks=True)
+    drawn = open_source(tmp_path / "data", "chexlocalize", "test")[0]
+    mask = unpack(drawn["masks"])[..., PATHOLOGIES.index("Edema")].astype(bool)
+    assert mask.shape == HEART.shape and (mask & HEART).sum() > 0.8 * (mask | HEART).sum()
+
+
 def test_patients_are_split_by_their_hash(tmp_path):
     root = write_folder(tmp_path, split=[""] * 8)
     prepare_folder(root, tmp_path / "plain")

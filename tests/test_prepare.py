@@ -27,6 +27,7 @@ from datasets.chexpert import ChexpertWeak
 from datasets.errors import DataError, Fault
 from datasets.prepare import _staging_folder, prepare, prepare_phantoms
 from datasets.source import available, folder_of, open_source
+from experiments.run.config import read_arguments
 from experiments.run.data import open_all
 
 HOLD = """
@@ -466,3 +467,11 @@ def test_prepared_sets_are_joined(tmp_path, raw):
         joined[12]
     with pytest.raises(DataError, match=r"first/chexpert_weak.*no split 'exam'"):
         open_all(folders, "chexpert", "exam")
+
+
+def test_several_folders_of_data_are_flags_of_a_run():
+    assert read_arguments("", ["--data-dir", "a", "b", "--seed", "3"]).data_dir == (
+        Path("a"),
+        Path("b"),
+    )
+    assert read_arguments("", ["--data-dir", "data"]).data_dir == (Path("data"),)

@@ -228,7 +228,7 @@ def _masks(
         return resized
     reason = (
         f"masks of {bits.shape[0]} x {bits.shape[1]} pixels on an "
-        f"image of {height} x {width} ({item.listed.path}); give --raw the annotated images, "
+        f"image of {height} x {width} ({item.listed.path}); give the annotated images, "
         "which CheXlocalize has in CheXpert/val and CheXpert/test"
         + (", or fit the masks with --resize-masks" if same_aspect else "")
     )

@@ -46,8 +46,8 @@ class Config:
     """Probability that a training sample has expert masks: 0 weak, 1 full, 0.9 CheXseg."""
     preset: Literal["phantom", "chexpert", "paper"] = "phantom"
     """phantom: minutes on a laptop; chexpert: one GPU or more; paper: the paper's numbers."""
-    data_dir: Path | None = None
-    """Where `python -m datasets` put the data; without it, synthetic chests are made."""
+    data_dir: tuple[Path, ...] | None = None
+    """Where `python -m datasets` put the data, one folder or more; without it, synthetic chests."""
     workdir: Path = Path("runs")
     """Where every stage keeps its folder; safe to share between runs."""
     until: StageName = "evaluation"

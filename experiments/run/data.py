@@ -1,14 +1,17 @@
 """The data of a run: prepared data sets, or phantoms."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol, SupportsIndex
 
 import jax
 import numpy as np
 
 from chexseg_jax.evaluation.metrics import patient_of
+from chexseg_jax.photometry import Photometry
 from chexseg_jax.runtime.sharding import wait_for_all
 from chexseg_jax.training.data import Example, Source, Subset, sample_indices
 from datasets.errors import DataError
@@ -95,13 +98,34 @@ def with_experts(data: Data, config: Config) -> Data:
     return replace(data, expert_train=NamedSubset(source, sorted(ranked[:count])))
 
 
+def open_all(
+    data_dirs: Sequence[Path], name: str, split: str, photometry: Photometry = "as-is"
+) -> NamedSource:
+    """Open one split of a data set in all folders of prepared data that have it.
+
+    Raises:
+        DataError: none has it, or two have an image of the same id.
+    """
+    having = [path for path in data_dirs if split in available(path).get(name, [])]
+    sources = [open_source(path, name, split, photometry) for path in having or data_dirs[:1]]
+    if len(sources) == 1:
+        return sources[0]
+    joined = Concatenated(*sources)
+    if twice := [image_id for image_id, n in Counter(joined.image_ids).items() if n > 1]:
+        raise DataError(
+            f"{', '.join(map(str, having))}: {twice[0]} is in the split {split} of {name} of two; "
+            "leave one out, or prepare it from other names of files"
+        )
+    return joined
+
+
 def open_data(config: Config) -> Data:
     """Open the data of a run, making phantoms first without `--data-dir`."""
     if config.warning and jax.process_index() == 0:
         print(config.warning)
-    data_dir = config.data_dir
-    if data_dir is None:
-        data_dir = config.workdir / "phantoms"
+    data_dirs = config.data_dir
+    if data_dirs is None:
+        data_dirs = (config.workdir / "phantoms",)
         if jax.process_index() == 0:
             print(
                 "No --data-dir: running on synthetic chests. For CheXpert, prepare it with "
@@ -109,13 +133,16 @@ def open_data(config: Config) -> Data:
                 "add `--data-dir data`."
             )
             prepare_phantoms(
-                data_dir, seed=config.seed, workers=os.cpu_count() or 0, **asdict(config.phantoms)
+                data_dirs[0],
+                seed=config.seed,
+                workers=os.cpu_count() or 0,
+                **asdict(config.phantoms),
             )
         wait_for_all("phantoms")
-    hidden = "hidden" in available(data_dir).get("chexlocalize", [])
+    hidden = any("hidden" in available(path).get("chexlocalize", []) for path in data_dirs)
 
     def labelled(split: str, name: str = "chexpert") -> NamedSource:
-        return _of_views(open_source(data_dir, name, split, config.photometry), config.views)
+        return _of_views(open_all(data_dirs, name, split, config.photometry), config.views)
 
     def masked(split: str) -> NamedSource:
         return labelled(split, "chexlocalize")
