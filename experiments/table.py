@@ -48,6 +48,8 @@ from experiments.report.tables import format_interval, format_score, interval_na
 from experiments.run.config import WEAK_ROWS, Config, read_flags
 from experiments.run.data import Data
 
+CHEXSEG_RHO = 0.9
+
 
 @dataclass(frozen=True)
 class TableConfig:
@@ -209,7 +211,9 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_flags(
         TableConfig,
         "table",
-        lambda preset: TableConfig(preset, **WEAK_ROWS.get(preset.preset, {})),
+        lambda preset: TableConfig(
+            replace(preset, rho=CHEXSEG_RHO), **WEAK_ROWS.get(preset.preset, {})
+        ),
         __doc__ or "",
         arguments,
     )

@@ -26,6 +26,7 @@ from experiments.run.pipeline import run_pipeline
 
 TINY = [
     "--phantoms.train=72",
+    "--pseudo=irnet",
     "--phantoms.valid=48",
     "--phantoms.test=24",
     "--phantoms.short-side=64",

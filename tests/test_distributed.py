@@ -44,6 +44,7 @@ SMALL = [
     "--segmenter.epochs=1",
     "--evaluation.batch-size=8",
     "--rho=0.9",
+    "--pseudo=irnet",
 ]
 
 

@@ -314,7 +314,7 @@ def test_a_segmenters_seed_or_start_redoes_the_last_two_stages_only(tmp_path, mo
             return 100
 
     data = Data(**dict.fromkeys(Data.__dataclass_fields__, Images()))
-    config = replace(PHANTOM, workdir=tmp_path)
+    config = replace(PHANTOM, workdir=tmp_path, pseudo="irnet", rho=0.9)
 
     def run(**changes):
         trained.clear()

@@ -126,7 +126,7 @@ def summarize(scores: Sequence[ImageScores]) -> dict[str, Any]:
     All intervals are over images, resampled by patient; `sampled` counts both.
     """
     pooled, means = {}, {}
-    for name in ("run", "cam", "prior", "human"):
+    for name in ("run", "teacher", "cam", "prior", "human"):
         those = [score for score in scores if name in score.counts]
         if those:
             counts = stack([score.counts[name] for score in those])

@@ -110,10 +110,18 @@ class ProbableCams:
 
 
 def methods_of(
-    segmenter: Any, classifier: Any, normalization: Normalization, prior: Maps, cams: Cams
+    segmenter: Any,
+    classifier: Any,
+    normalization: Normalization,
+    prior: Maps,
+    cams: Cams,
+    teacher: Any | None,
 ) -> dict[str, Method]:
     """Return the methods to compare by name."""
-    return {
+    others = (
+        {"teacher": jit_inference(MaskProbabilities(normalization), teacher)} if teacher else {}
+    )
+    return others | {
         "run": jit_inference(MaskProbabilities(normalization), segmenter),
         "cam": jit_inference(ProbableCams(cams), classifier),
         "prior": lambda images: np.repeat(prior, len(images), 0),
@@ -179,10 +187,11 @@ def run(
     test: Source,
     image_size: int,
     folder: StageFolder,
+    teacher: Any | None = None,
 ) -> None:
     """Write `metrics.json`, CheXlocalize's files for this run, and examples for the report."""
     prior = location_prior(expert_train, image_size)
-    methods = methods_of(segmenter, classifier, normalization, prior, cams)
+    methods = methods_of(segmenter, classifier, normalization, prior, cams, teacher)
     counts = [
         count_methods(methods, source, image_size, config.batch_size)
         for source in (expert_val, expert_train)

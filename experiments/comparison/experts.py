@@ -20,7 +20,7 @@ BOUND = "all masks"
 COLOURS = {
     "full": COLORS["run"],
     "maps": COLORS["cam"],
-    "teacher": COLORS["human"],
+    "teacher": COLORS["teacher"],
     "fused": SCORE,
 }
 

@@ -31,7 +31,12 @@ from experiments.report.tables import (
 
 def training_masks(report: Mapping[str, Any]) -> str:
     """Return a sentence about the masks that the run was trained on."""
-    pseudo = {"irnet": "pseudo-masks that IRNet made of CAMs", "cam": "CAMs as pseudo-masks"}
+    pseudo = {
+        "irnet": "pseudo-masks that IRNet made of CAMs",
+        "cam": "CAMs as pseudo-masks",
+        "teacher": "pseudo-masks of a teacher, which learned from the expert masks",
+        "fused": "pseudo-masks of a teacher, which learned from the expert masks, times CAMs",
+    }
     weak = pseudo.get(report.get("pseudo") or "", "pseudo-masks")
     rho = report.get("rho")
     if rho == 0:

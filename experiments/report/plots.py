@@ -19,7 +19,13 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.runtime.atomic_write import atomic_write
 from experiments.report.tables import SOURCES, is_number, lookup, sources_of
 
-COLORS: Final = {"run": "#0072B2", "cam": "#CC79A7", "prior": "#B5B9BE", "human": "#009E73"}
+COLORS: Final = {
+    "run": "#0072B2",
+    "teacher": "#E69F00",
+    "cam": "#CC79A7",
+    "prior": "#B5B9BE",
+    "human": "#009E73",
+}
 """By source, from the palette of Okabe and Ito, and a gray."""
 SCORE: Final = "#D55E00"
 QUIET: Final = "#6B7178"

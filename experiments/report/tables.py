@@ -10,8 +10,15 @@ from typing import Any, Final, TypeGuard
 
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, OBSERVATIONS, PATHOLOGIES
 
-SOURCES: Final = {"run": "This run", "cam": "CAM", "prior": "Prior", "human": "Human"}
-"""The sources of masks that are scored, in the order of columns; human is the second reader."""
+SOURCES: Final = {
+    "run": "This run",
+    "teacher": "Teacher",
+    "cam": "CAM",
+    "prior": "Prior",
+    "human": "Human",
+}
+"""The sources of masks that are scored, in the order of columns: the teacher is the segmenter of the
+expert masks alone (after further rounds, their student), human is the second reader."""
 
 PER_IMAGE: Final = (
     (

@@ -69,8 +69,8 @@ class Config:
     rounds: int = 1
     """Of a teacher: in each after the first, the student of the one before is the teacher."""
     experts: tuple[int, ...] = ()
-    """How many images with expert masks to train on, drawn by patient and seed; all if not given. Only
-    `experiments.table` takes several, and draws the curve over them."""
+    """How many images with expert masks to train on, drawn by patient and seed; all if none is given or
+    there are fewer. Only `experiments.table` takes several, and draws the curve over them."""
     weak: int | None = None
     """How many weakly labelled images to use, sampled by the seed; all if not given."""
     maps: int | None = None
@@ -151,6 +151,9 @@ PAPER = Config(
 
 CHEXPERT = Config(
     preset="chexpert",
+    rho=0.5,
+    pseudo="teacher",
+    photometry="median",
     classifier=ClassifierConfig(
         pooling=Pooling("lse"),
         batch_size=64,
@@ -171,10 +174,13 @@ CHEXPERT = Config(
         maps=2000,
     ),
 )
-"""Larger batches and light augmentation, for today's accelerators."""
+"""Larger batches and light augmentation, for today's accelerators; the rest as phantoms decided it."""
 
 PHANTOM = Config(
     preset="phantom",
+    rho=0.5,
+    pseudo="teacher",
+    experts=(20,),
     image_size=128,
     classifier=ClassifierConfig(
         network=BackboneSpec(blocks=(3, 4, 2, 1), growth=16, width=16),

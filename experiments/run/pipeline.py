@@ -374,6 +374,9 @@ def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -
         "expert_val": data.expert_val.fingerprint,
         "test": data.test.fingerprint,
     }
+    teacher = run.teacher
+    if teacher:
+        inputs["teacher"] = teacher.fingerprint
     if thresholds:
         inputs["thresholds"] = digest_file(thresholds)
     return run.stage(
@@ -387,6 +390,7 @@ def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -
         lambda folder: evaluation_stage.run(
             config.evaluation,
             segmenter=restore(segmenter.path),
+            teacher=restore(teacher.path) if teacher else None,
             classifier=restore(classifier.path),
             normalization=normalization,
             cams=config.cams.maps(normalization),

@@ -23,6 +23,7 @@ TINY = (
     *("--cams.batch-size=8", "--irnet.radius=3", "--irnet.batch-size=4"),
     *("--irnet.every=1", "--segmenter.width=16", "--segmenter.batch-size=8"),
     *("--segmenter.epochs=2", "--segmenter.every=3", "--rho=0.9"),
+    "--pseudo=irnet",
 )
 """Settings with which every training saves at least four checkpoints."""
 RUNS_PER_KILL = 4
