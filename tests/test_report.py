@@ -399,6 +399,7 @@ def has(pixels, color):
 def test_iou_plot_draws_every_source_there_is(tmp_path):
     path = tmp_path / "plot.png"
     content = report()
+    content["pooled"]["teacher"] = content["pooled"]["cam"]
     plot_iou(path, content)
     assert all(has(draw(path), color) for color in COLORS.values())
     del content["pooled"]["human"]

@@ -151,6 +151,9 @@ def terminal_table(report: Mapping[str, Any]) -> str:
     rows = [scores(k, format_count(counts.get(k)), ("pooled",), (k,)) for k in PATHOLOGIES]
     lines = [rule, head, rule, *rows, rule, scores("Mean", "", ("mean",)), rule]
     lines.append(f" [ ]: {interval_name(lookup(report, 'sampled'))}, resampled by patient")
+    experts = lookup(report, "data", "expert_train").get("images")
+    if report.get("rho") and experts:
+        lines.append(f" Images with expert masks for training: {format_count(experts)}")
     if missing := not_found(report):
         lines.append(f" Not found by any threshold, so never drawn: {', '.join(missing)}")
     return "\n".join(lines)
