@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chexseg_jax.evaluation.metrics import Counts, count, mean_of, stack, threshold_bins
+from chexseg_jax.evaluation.metrics import THRESHOLDS, Counts, count, mean_of, stack, threshold_bins
 from chexseg_jax.evaluation.thresholds import pseudo_mask_thresholds
 from chexseg_jax.images import Normalization, content_fractions, content_mask
 from chexseg_jax.inference.apply import PATHOLOGY_OUTPUTS, Cams, jit_inference
@@ -102,7 +102,7 @@ def main() -> None:
         started, infer = time.monotonic(), jit_inference(kind, model)
         chosen = pseudo_mask_thresholds(measure(infer, data.expert_train, size)[0], 8)
         counts, hits = measure(infer, data.hidden, size)
-        rows = [int(np.rint(t * 20)) for t in chosen]
+        rows = np.abs(THRESHOLDS[:, None] - chosen).argmin(0)
         ious = counts.pooled().iou()[rows, np.arange(len(rows))]
         rate = mean_of(np.nanmean(hits, 0))
         print(f"| {name} | {mean_of(ious):.3f} | {rate:.3f} | {time.monotonic() - started:.0f} |")

@@ -27,6 +27,7 @@ from experiments.run.pipeline import run_pipeline
 TINY = [
     "--phantoms.train=72",
     "--pseudo=irnet",
+    "--rho=0.9",
     "--phantoms.valid=48",
     "--phantoms.test=24",
     "--phantoms.short-side=64",
@@ -311,7 +312,7 @@ def test_expert_masks_are_drawn_by_patient_and_a_larger_draw_holds_the_smaller(w
     def drawn(*flags):
         return open_data(read_arguments("", arguments(workdir, *flags))).expert_train
 
-    every = drawn()
+    every = drawn("--experts=9999")
     few, more = drawn("--experts=5"), drawn("--experts=9")
     ids = [[source[i]["image_id"] for i in range(len(source))] for source in (few, more)]
     assert (len(few), len(more)) == (5, 9) and set(ids[0]) < set(ids[1])

@@ -93,3 +93,5 @@ def test_pseudo_masks_take_a_threshold_of_their_own_only_with_enough_expert_mask
     assert found[1] in THRESHOLDS
     # Above 0.3 both have 12 + 16 pixels of which 12 + 4 are right; above 0.8, 4 of 4 and 12 missed.
     assert 0.3 <= found[1] < 0.6
+    none = Counts(0 * some.intersection, some.predicted_area, 0 * some.target_area)
+    assert pseudo_mask_thresholds(none, fewest=1).tolist() == [0.5, 0.5]

@@ -46,7 +46,8 @@ def choose_thresholds(sources: Sequence[Counts]) -> Float[np.ndarray, "k"]:
 def pseudo_mask_thresholds(counts: Counts, fewest: int) -> Float[np.ndarray, "k"]:
     """Choose each pathology's threshold on maps of n images with expert masks, by pooled IoU.
 
-    A pathology with fewer than `fewest` masks takes the choice for all pathologies together.
+    A pathology with fewer than `fewest` masks, or that no threshold finds, takes the choice for all
+    pathologies together, and 0.5 if there is none: a positive finding always gets a mask.
     """
     pooled = counts.pooled()
     together = Counts(
@@ -54,8 +55,9 @@ def pseudo_mask_thresholds(counts: Counts, fewest: int) -> Float[np.ndarray, "k"
         pooled.predicted_area.sum(-1, keepdims=True),
         pooled.target_area.sum(-1, keepdims=True),
     )
-    scarce = (counts.target_area > 0).sum(0) < fewest
-    return np.where(scarce, choose_thresholds([together]), best_thresholds(pooled))
+    own = best_thresholds(pooled)
+    scarce = ((counts.target_area > 0).sum(0) < fewest) | np.isnan(own)
+    return np.where(scarce, np.nan_to_num(best_thresholds(together), nan=0.5), own)
 
 
 @dataclass(frozen=True)
