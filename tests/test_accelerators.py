@@ -88,7 +88,7 @@ TRAININGS = {
     ),
     "segmenter": (
         segmenter,
-        lambda: segmenter_stage.objective(IMAGENET),
+        lambda: segmenter_stage.objective(IMAGENET, "dice"),
         adam,
         nnx.Param,
         {
