@@ -61,8 +61,8 @@ class Config:
     views: Literal["all", "frontal"] = "all"
     """Which images of every split to use; an image whose id does not end in `lateral` is frontal."""
     photometry: Photometry = "as-is"
-    """What is done to the grey levels of every image: nothing, histogram equalisation, or a stretch of
-    the 1st to the 99th percentile."""
+    """What is done to the grey levels of every image: nothing, histogram equalisation, a stretch of the
+    1st to the 99th percentile, or that and a gamma that makes the median middle grey."""
     pseudo: PseudoSource = "irnet"
     """Pseudo-masks from IRNet's random walk, from the class activation maps alone, from a teacher (the
     segmenter of the same expert masks at rho = 1), or from the product of teacher and maps."""
