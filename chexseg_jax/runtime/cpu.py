@@ -114,3 +114,9 @@ def keep_memory() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for parameter, value in MALLOC_SETTINGS.items():
             library.mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Give the kernel the heap that `keep_memory` has kept of an earlier stage."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)

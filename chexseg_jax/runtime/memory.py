@@ -4,13 +4,13 @@ XLA knows a function's memory once it is compiled. On a CPU nothing else does in
 process that takes more than there is, without a word.
 """
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import jax
+
+from chexseg_jax.runtime.cpu import return_freed_memory
 
 CGROUP_FILES: Final = {
     "": ("memory.max", "memory.current"),
@@ -37,7 +37,7 @@ def free_bytes(device: jax.Device) -> int | None:
         if not {"bytes_limit", "bytes_in_use"} <= stats.keys():
             return None
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    _return_freed_memory()
+    return_freed_memory()
     free = [*_free_in_machine(Path("/proc/meminfo"))]
     free += free_in_cgroups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     return min(free) // jax.local_device_count() if free else None
@@ -76,9 +76,3 @@ def _free_in_machine(meminfo: Path) -> Iterator[int]:
     for line in meminfo.read_text().splitlines() if meminfo.is_file() else ():
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
-
-
-def _return_freed_memory() -> None:
-    """Give the kernel the heap that `cpu.keep_memory` has kept of an earlier stage."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
