@@ -68,11 +68,18 @@ def test_sigterm_ends_a_run_with_143_and_a_word(holder):
     assert b"Run the same command to go on" in said
 
 
+# A process started in the background of a shell may have SIGINT ignored.
+IMPORTING = (
+    "import experiments, os, signal, time; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler);"
+)
+
+
 @pytest.mark.parametrize(
     ("program", "code"),
     [
         # While modules are imported and flags are read, and outside the managed part of a command.
-        ("import experiments, os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+        (f"{IMPORTING} os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT),
         (f"{STOPPABLE}    os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130),
         (f"{STOPPABLE}    os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143),
         # Where Python or asyncio swallows exceptions: it is sent again.
