@@ -7,10 +7,12 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, TextIO, TypeVar
 
 from chexseg_jax.pathologies import BLANK, NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from datasets.errors import DataError, Fault, Faults
+
+Parsed = TypeVar("Parsed")
 
 VIEWS: Final = ("frontal", "lateral")
 SEXES: Final = ("Unknown", "Female", "Male")
@@ -64,6 +66,20 @@ def read_cells(
         raise DataError(f"{table}: cannot be read ({error.strerror}); check the file") from None
 
 
+def parse_rows(
+    table: Path,
+    faults: Faults,
+    parse_header: Callable[[list[str]], list[str]],
+    parse: Callable[["Cells"], Parsed],
+) -> Iterator[Parsed]:
+    """Yield what `parse` makes of each row of `read_cells`; rows that it refuses go to `faults`."""
+    for line, named in read_cells(table, faults, parse_header):
+        try:
+            yield parse(Cells(table, line, named))
+        except Fault as fault:
+            faults.add(fault)
+
+
 def _open(table: Path) -> TextIO:
     if table.suffix == ".gz":
         return gzip.open(table, "rt", newline="", encoding="utf-8-sig")
@@ -76,6 +92,23 @@ class Cells:
     def __init__(self, table: Path, line: int, cells: Mapping[str, str]) -> None:
         """Take the row's number and its cells by column."""
         self.table, self.line, self._cells = table, line, cells
+
+    def __contains__(self, column: str) -> bool:
+        """Return whether the table has a column."""
+        return column in self._cells
+
+    def list_once(self, image_id: str, lines: dict[str, int]) -> None:
+        """Note the row of an image among the `lines` of those before.
+
+        Raises:
+            Fault: the image is listed already.
+        """
+        if image_id in lines:
+            reason = (
+                f"{image_id} is listed twice, first in row {lines[image_id]}; delete one of them"
+            )
+            raise Fault(self.table, self.line, "Path", reason)
+        lines[image_id] = self.line
 
     def get(self, column: str) -> str:
         """Return a cell without blanks around it; "" if there is no such column."""

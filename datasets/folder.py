@@ -8,7 +8,7 @@ training images; of the others, u < 0.9 are for training and the rest for valida
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from datasets.chexlocalize.builder import AnnotatedImage, Masks, annotate
 from datasets.chexlocalize.png_masks import read_png_masks
 from datasets.chexpert.csv_table import SPLIT_NAMES, SPLITS, Row
 from datasets.chexpert.images import ListedImage, locate, separate_patients
-from datasets.csv_cells import Cells, read_cells
+from datasets.csv_cells import Cells, parse_rows
 from datasets.errors import DataError, Fault, Faults
 
 COLUMNS: Final = {
@@ -128,16 +128,7 @@ def find_folder(
     for row, split in stated:
         rows[split or split_of(row.patient, row.patient in masked, bool(masked))].append(row)
     kept = separate_patients(dict.fromkeys(rows, table), rows, faults)
-    labelled = {
-        split: locate(
-            ((row, iter([f"{images}/{row.view_file}"])) for row in tqdm(kept[split], delay=1)),
-            table,
-            images,
-            faults,
-        )
-        for split in SPLITS
-        if kept[split]
-    }
+    labelled = locate_named(kept, images, table, images, faults)
     if masks is None:
         return labelled, {}
     by_split = {
@@ -157,25 +148,35 @@ def find_folder(
     return labelled, annotated
 
 
+def locate_named(
+    rows: Mapping[str, Sequence[Row]], folder: Path, table: Path, root: Path, faults: Faults
+) -> dict[str, list[ListedImage]]:
+    """Find the images of each split's rows, whose paths are relative to a folder; see `locate`."""
+    return {
+        split: locate(
+            ((row, iter([f"{folder}/{row.view_file}"])) for row in tqdm(some, delay=1)),
+            table,
+            root,
+            faults,
+        )
+        for split, some in rows.items()
+        if some
+    }
+
+
 def _read_table(table: Path, faults: Faults) -> list[tuple[NamedRow, str]]:
     """Read the rows of a table, each with the split that it states, or ""."""
-    rows: list[tuple[NamedRow, str]] = []
     lines: dict[str, int] = {}
     alone = False
-    for line, named in read_cells(table, faults, lambda header: _columns(table, header)):
-        cells = Cells(table, line, named)
-        alone = "Patient" not in named
-        try:
-            row, split = _parse(cells)
-            if row.image_id in lines:
-                first = lines[row.image_id]
-                reason = f"{row.image_id} is listed twice, first in row {first}; delete one of them"
-                raise Fault(table, line, "Path", reason)
-        except Fault as fault:
-            faults.add(fault)
-            continue
-        lines[row.image_id] = line
-        rows.append((row, split))
+
+    def parse(cells: Cells) -> tuple[NamedRow, str]:
+        nonlocal alone
+        alone = "Patient" not in cells
+        row, split = _parse(cells)
+        cells.list_once(row.image_id, lines)
+        return row, split
+
+    rows = list(parse_rows(table, faults, lambda header: _columns(table, header), parse))
     if not rows and not faults.found:
         raise DataError(f"{table}: no rows below the header; write a row for each image")
     if alone:

@@ -10,18 +10,16 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from tqdm import tqdm
 
 from chexseg_jax.pathologies import OBSERVATIONS, canonical
 from datasets.chexpert.csv_table import SPLIT_NAMES, SPLITS, Row
-from datasets.chexpert.images import ListedImage, locate, separate_patients
-from datasets.csv_cells import PROJECTIONS, SEXES, UNKNOWN_AGE, Cells, read_cells
+from datasets.chexpert.images import ListedImage, separate_patients
+from datasets.csv_cells import PROJECTIONS, SEXES, UNKNOWN_AGE, Cells, Parsed, parse_rows
 from datasets.errors import DataError, Fault, Faults
-from datasets.folder import NamedRow
-
-Parsed = TypeVar("Parsed")
+from datasets.folder import NamedRow, locate_named
 
 _VIEWS: Final = {
     **dict.fromkeys(("AP", "PA", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD"), "frontal"),
@@ -76,16 +74,7 @@ def find_mimic(
     kept = separate_patients(dict.fromkeys(rows, table), rows, faults)
     if not any(kept.values()) and not faults.found:
         raise DataError(f"{table}: no rows that can be used; restore the tables from the download")
-    return {
-        split: locate(
-            ((row, iter([f"{raw}/files/{row.view_file}"])) for row in tqdm(some, delay=1)),
-            table,
-            raw,
-            faults,
-        )
-        for split, some in kept.items()
-        if some
-    }
+    return locate_named(kept, raw / "files", table, raw, faults)
 
 
 def _find(raw: Path, pattern: str) -> Path:
@@ -108,11 +97,7 @@ def _read(
                 raise Fault(table, 1, "", f"column {name!r} is missing; fetch the table again")
         return [name if name in columns else "" for name in names]
 
-    for line, named in read_cells(table, faults, parse_header):
-        try:
-            yield parse(Cells(table, line, named))
-        except Fault as fault:
-            faults.add(fault)
+    return parse_rows(table, faults, parse_header, parse)
 
 
 def _row(

@@ -189,9 +189,8 @@ def _staging(data_dir: Path, targets: Sequence[str]) -> Iterator[Path]:
     Raises:
         DataError: another preparation holds one of them.
     """
-    new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     held: list[Path] = []
-    with ExitStack() as locks:
+    with _new_parents(data_dir), ExitStack() as locks:
         try:
             for target in targets:
                 folder = data_dir / f".preparing-{target}"
@@ -216,9 +215,6 @@ def _staging(data_dir: Path, targets: Sequence[str]) -> Iterator[Path]:
                         "on; remove the folder to give up",
                         file=sys.stderr,
                     )
-            for parent in new:
-                with suppress(OSError):  # not empty after a success
-                    parent.rmdir()
 
 
 def prepare_phantoms(
@@ -281,15 +277,24 @@ def _delete_abandoned(data_dir: Path) -> None:
 @contextmanager
 def _staging_folder(data_dir: Path) -> Iterator[Path]:
     """Create a folder on the disk of `data_dir`, deleted afterwards with parents that stay empty."""
+    with _new_parents(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True)
+        _delete_abandoned(data_dir)
+        folder = Path(tempfile.mkdtemp(prefix=".phantoms-", dir=data_dir))
+        try:
+            with FileLock(folder / LOCK, timeout=0):
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _new_parents(data_dir: Path) -> Iterator[None]:
+    """Delete what of a folder and its parents is made within, and stays empty."""
     new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
-    data_dir.mkdir(parents=True, exist_ok=True)
-    _delete_abandoned(data_dir)
-    folder = Path(tempfile.mkdtemp(prefix=".phantoms-", dir=data_dir))
     try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield folder
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         for parent in new:
             with suppress(OSError):  # not empty after a success
                 parent.rmdir()

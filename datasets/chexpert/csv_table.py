@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from chexseg_jax.pathologies import OBSERVATIONS, canonical
-from datasets.csv_cells import Cells, read_cells
+from datasets.csv_cells import Cells, parse_rows
 from datasets.errors import DataError, Fault, Faults
 
 DEMOGRAPHICS: Final = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
@@ -95,25 +95,20 @@ def read_rows(
             twice.
     """
     faults = faults or Faults()
-    rows: list[Row] = []
     lines: dict[str, int] = {}
-    for line, named in read_cells(
-        table, faults, lambda header: _columns(table, header, labels is not None)
-    ):
-        cells = Cells(table, line, named)
-        try:
-            if "split" in named and not _is_of_split(cells, split):
-                continue
-            row = _parse(cells, split, labels)
-            if row.image_id in lines:
-                first = lines[row.image_id]
-                reason = f"{row.image_id} is listed twice, first in row {first}; delete one of them"
-                raise Fault(table, line, "Path", reason)
-        except Fault as fault:
-            faults.add(fault)
-            continue
-        lines[row.image_id] = line
-        rows.append(row)
+
+    def parse_header(header: list[str]) -> list[str]:
+        return _columns(table, header, labels is not None)
+
+    def parse(cells: Cells) -> Row | None:
+        """Return a row of the split, None for one of another."""
+        if "split" in cells and not _is_of_split(cells, split):
+            return None
+        row = _parse(cells, split, labels)
+        cells.list_once(row.image_id, lines)
+        return row
+
+    rows = [row for row in parse_rows(table, faults, parse_header, parse) if row]
     if not rows and not faults.found:
         raise DataError(f"{table}: no rows below the header; restore the file from the download")
     return rows
