@@ -15,6 +15,7 @@ from typing import Final
 from tqdm import tqdm
 
 from chexseg_jax.pathologies import OBSERVATIONS, canonical
+from chexseg_jax.radiographs.read import is_companion
 from datasets.chexpert.csv_table import SPLIT_NAMES, SPLITS, Row
 from datasets.chexpert.images import ListedImage, separate_patients
 from datasets.csv_cells import PROJECTIONS, SEXES, UNKNOWN_AGE, Cells, Parsed, parse_rows
@@ -80,7 +81,7 @@ def find_mimic(
 def _find(raw: Path, pattern: str) -> Path:
     """Find a table, gzipped or not."""
     for path in sorted([*raw.glob(pattern), *raw.glob(f"{pattern}.gz")]):
-        if path.is_file() and not path.name.startswith("._"):
+        if path.is_file() and not is_companion(path.relative_to(raw)):
             return path
     raise DataError(f"{raw}: no table {pattern} or {pattern}.gz is there; fetch it again")
 

@@ -42,7 +42,7 @@ from chexseg_jax.evaluation.human_benchmark import (
     write_pooled,
     write_rates,
 )
-from chexseg_jax.evaluation.metrics import Interval, bootstrap_means, intervals_of, patient_of
+from chexseg_jax.evaluation.metrics import Interval, bootstrap_means, intervals_of, patients_of
 from chexseg_jax.pathologies import PATHOLOGIES
 from experiments.run.cli import exit_on_errors
 
@@ -169,7 +169,7 @@ def _score_masks(
     if config.letterbox or config.baseline:
         image_ids = sorted({*targets.images}.union(*(source.images for source in methods.values())))
         counts = letterbox_counts(targets, methods, image_ids, config.letterbox or LETTERBOX)
-        patients, seed = [patient_of(image_id) for image_id in image_ids], config.seed
+        patients, seed = patients_of(image_ids), config.seed
         files["pooled_iou.csv"] = partial(write_pooled, counts=counts, patients=patients, seed=seed)
         if config.baseline:
             found = gap(**counts, patients=patients, seed=seed)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import jax
-import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
@@ -26,7 +25,7 @@ from experiments.comparison.output import (
     signed,
     write_rows,
 )
-from experiments.report.plots import QUIET, save_figure, style_axes
+from experiments.report.plots import CURVE_AXIS, draw_curve, save_curves, style_axes
 from experiments.report.tables import format_interval, format_score, interval_name
 from experiments.run.config import WEAK_ROWS, Config, read_flags
 
@@ -98,11 +97,8 @@ def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> No
     axes.grid(axis="y", color="#E4E6E9", linewidth=0.7)
     for kind in dict.fromkeys(kind for kind, _ in points):
         mine = {rho: row for (other, rho), row in points.items() if other == kind}
-        rhos, colour = np.array(list(mine)), COLOURS[kind]
-        lower, upper = np.array([[row.mean.lower, row.mean.upper] for row in mine.values()]).T
-        axes.fill_between(rhos, lower, upper, color=colour, alpha=0.15, linewidth=0)
-        means = [row.mean.mean for row in mine.values()]
-        axes.plot(rhos, means, "o-", color=colour, linewidth=1.8, label=f"here, {NAMES[kind]}")
+        colour, intervals = COLOURS[kind], [row.mean for row in mine.values()]
+        draw_curve(axes, [*mine], intervals, color=colour, label=f"here, {NAMES[kind]}")
         for rho, row in mine.items():
             axes.plot([rho] * len(row.runs), list(row.runs.values()), "_", color=colour, alpha=0.7)
     for kind, curve in PAPER.items():
@@ -110,12 +106,9 @@ def plot(path: Path, points: Mapping[tuple[Kind, float], Row], title: str) -> No
             list(curve), list(curve.values()), ".--", color=COLOURS[kind], linewidth=1, alpha=0.7,
             label=f"the paper's, {NAMES[kind]}, on CheXlocalize",
         )  # fmt: skip
-    axes.set_xlabel("ρ: probability that a sample is an expert's", fontsize=9, color=QUIET)
-    axes.set_ylabel("mean pooled IoU (band: 95 %, seeds and images)", fontsize=9, color=QUIET)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title(title, fontsize=11, loc="left")
-    save_figure(path, figure)
+    save_curves(
+        path, figure, axes, title, "ρ: probability that a sample is an expert's", CURVE_AXIS
+    )
 
 
 def text(

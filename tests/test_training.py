@@ -99,8 +99,12 @@ def test_it_learns_and_logs_every_step(tmp_path):
     assert [row["step"] for row in rows if "score" in row] == [30, 60]
 
 
-def test_stopped_and_resumed_equals_never_stopped(tmp_path):
-    train(tmp_path / "whole")
+def losses_in(folder):
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+
+
+def train_until_killed(folder, **changes):
+    """Train until the evaluation of step 8, when the log already holds what came after step 4."""
     stops = iter([False, True])
 
     def stop(model):
@@ -108,37 +112,27 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path):
             raise KeyboardInterrupt
         return {"score": 0.0}
 
-    # Killed in the evaluation of step 8, when the log already holds what came after step 4.
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "parts", evaluate=stop)
+        train(folder, evaluate=stop, **changes)
+
+
+def test_stopped_and_resumed_equals_never_stopped(tmp_path):
+    train(tmp_path / "whole")
+    train_until_killed(tmp_path / "parts")
     assert [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")][-1] == 8
     train(tmp_path / "parts")
     same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    losses = [
-        [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row]
-        for name in ("whole", "parts")
-    ]
+    losses = [losses_in(tmp_path / name) for name in ("whole", "parts")]
     assert losses[0] == losses[1] and len(losses[0]) == 12
 
 
 def test_averaged_weights_are_what_is_kept_and_resume_to_the_same_bits(tmp_path):
     train(tmp_path / "raw")
     train(tmp_path / "whole", average=0.9)
-    stops = iter([False, True])
-
-    def stop(model):
-        if next(stops):
-            raise KeyboardInterrupt
-        return {"score": 0.0}
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "parts", average=0.9, evaluate=stop)
+    train_until_killed(tmp_path / "parts", average=0.9)
     train(tmp_path / "parts", average=0.9)
     same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    logs = [
-        [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row]
-        for name in ("raw", "whole")
-    ]
+    logs = [losses_in(tmp_path / name) for name in ("raw", "whole")]
     assert logs[0] == logs[1]  # the average is beside the training, not in it
     raw, averaged = (jax.tree.leaves(weights(tmp_path / name)) for name in ("raw", "whole"))
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(raw, averaged, strict=True))

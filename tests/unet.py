@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from chexseg_jax.evaluation.metrics import overlap, patient_of, pooled_intervals, stack
+from chexseg_jax.evaluation.metrics import overlap, patients_of, pooled_intervals, stack
 from chexseg_jax.evaluation.thresholds import choose_thresholds
 from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.models.layers import BatchNorm, Conv, average_pool, resize
@@ -146,7 +146,7 @@ def score(infer: Any, data: Data, size: int) -> tuple[list[float], str]:
         for batch, number in ordered_batches(letterboxed(data.test, size), BATCH)
         for maps, masks in zip(infer(batch["images"])[:number], batch["masks"], strict=False)
     ]
-    patients = [patient_of(image_id) for image_id in data.test.image_ids]
+    patients = patients_of(data.test.image_ids)
     ious, mean = pooled_intervals(stack(counts), patients)
     return [i.mean for i in ious], f"{mean.mean:.3f} [{mean.lower:.3f}, {mean.upper:.3f}]"
 

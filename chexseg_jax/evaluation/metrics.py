@@ -10,7 +10,7 @@ CheXlocalize's own tables resample images one by one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -171,6 +171,11 @@ def patient_of(image_id: str) -> str:
     """Return the patient of CheXpert's image id; of another form, the image is its own patient."""
     match = re.match(r"patient[0-9]+(?=_study)", image_id)
     return match[0] if match else image_id
+
+
+def patients_of(image_ids: Iterable[str]) -> list[str]:
+    """Return the patient of each image."""
+    return [patient_of(image_id) for image_id in image_ids]
 
 
 def resample(

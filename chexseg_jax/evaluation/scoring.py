@@ -1,7 +1,7 @@
 """Score test images by every definition of a metric, and summarize the scores in tables."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from chexseg_jax.evaluation.metrics import (
     hits,
     iou_of_areas,
     overlap,
-    patient_of,
+    patients_of,
     per_image_intervals,
     pooled_intervals,
     stack,
@@ -130,16 +130,16 @@ def summarize(scores: Sequence[ImageScores]) -> dict[str, Any]:
         those = [score for score in scores if name in score.counts]
         if those:
             counts = stack([score.counts[name] for score in those])
-            rows, means[name] = pooled_intervals(counts, _patients(s.image_id for s in those))
+            rows, means[name] = pooled_intervals(counts, patients_of(s.image_id for s in those))
             pooled[name] = _rows(rows, "iou")
 
     def per_image(name: str, only: bool) -> dict[str, Any]:
         image_ids, values = values_of(scores, name, only)
-        return _rows(per_image_intervals(values, _patients(image_ids)), "mean")
+        return _rows(per_image_intervals(values, patients_of(image_ids)), "mean")
 
     annotated = [score for score in scores if score.annotated]
     hit = np.array([score.hit for score in annotated]).reshape(-1, len(PATHOLOGIES))
-    hit_rates = per_image_intervals(hit, _patients(s.image_id for s in annotated))
+    hit_rates = per_image_intervals(hit, patients_of(s.image_id for s in annotated))
     return {
         "pooled": pooled,
         "mean": {name: _row(interval, "iou") for name, interval in means.items()},
@@ -154,13 +154,9 @@ def summarize(scores: Sequence[ImageScores]) -> dict[str, Any]:
         },
         "sampled": {
             "images": len(scores),
-            "patients": len(set(_patients(s.image_id for s in scores))),
+            "patients": len(set(patients_of(s.image_id for s in scores))),
         },
     }
-
-
-def _patients(image_ids: Iterable[str]) -> list[str]:
-    return [patient_of(image_id) for image_id in image_ids]
 
 
 def values_of(

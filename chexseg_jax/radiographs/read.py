@@ -18,6 +18,11 @@ def read_radiograph(path: Path) -> Radiograph:
         raise RadiographError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def is_companion(path: Path) -> bool:
+    """Return whether macOS wrote a file beside another one, to hold its attributes."""
+    return path.name.startswith("._") or "__MACOSX" in path.parts
+
+
 def is_dicom(path: Path) -> bool:
     """Return whether a file starts with DICOM's preamble, or with data elements if it has none."""
     with path.open("rb") as file:

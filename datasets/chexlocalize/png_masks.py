@@ -15,6 +15,7 @@ from PIL import Image
 
 from chexseg_jax.masks import encode_rle
 from chexseg_jax.pathologies import ALIASES, PATHOLOGIES
+from chexseg_jax.radiographs.read import is_companion
 from datasets.errors import Fault, Faults
 
 _FINDINGS: Final = {name.lower().replace(" ", "_"): name for name in PATHOLOGIES} | {
@@ -37,7 +38,7 @@ def read_png_masks(
     """
     masks: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*.png")):
-        if path.name.startswith("._") or "__MACOSX" in path.parts:
+        if is_companion(path):
             continue
         name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "_")
         ends = list(_ends(name))

@@ -17,7 +17,7 @@ from chexseg_jax.evaluation.metrics import (
     Interval,
     hierarchical_intervals,
     mean_of,
-    patient_of,
+    patients_of,
 )
 from chexseg_jax.evaluation.scoring import read_counts
 from chexseg_jax.pathologies import PATHOLOGIES
@@ -142,7 +142,7 @@ def compare(arms: Sequence[Arm], data: Data, seeds: Sequence[int]) -> Comparison
             done = arm_index * len(seeds) + seed_index + 1
             progress = f"[{done}/{len(arms) * len(seeds)}]"
             print(f"{progress} {arm.name}, seed {seed}: {_mean(counts):.3f}")
-    patients = [patient_of(image_id) for image_id in data.test.image_ids]
+    patients = patients_of(data.test.image_ids)
 
     def row(name: str, counts: ImageCounts, reference: str, seeds: Sequence[int] = ()) -> Row:
         return _row(name, counts, reference, counts_by_arm, patients, seeds, folders.get(name, []))

@@ -11,7 +11,15 @@ from chexseg_jax.runtime.stage_folder import write_json
 from chexseg_jax.stages.segmenter import training_steps
 from experiments.comparison.compare import Arm, Comparison, Row
 from experiments.comparison.output import comparison_json, plot_title, signed, write_rows
-from experiments.report.plots import COLORS, QUIET, SCORE, save_figure, style_axes
+from experiments.report.plots import (
+    COLORS,
+    CURVE_AXIS,
+    QUIET,
+    SCORE,
+    draw_curve,
+    save_curves,
+    style_axes,
+)
 from experiments.report.tables import format_interval, format_score, interval_name
 from experiments.run.config import Config
 from experiments.run.data import Data
@@ -82,22 +90,14 @@ def plot(path: Path, rows: Mapping[Point, Row], title: str) -> None:
         counts = [count for count in mine if count is not None]
         if not counts:
             continue
-        bands = [mine[count].mean for count in counts]
-        lower, upper = [band.lower for band in bands], [band.upper for band in bands]
-        axes.fill_between(counts, lower, upper, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(counts, [b.mean for b in bands], "o-", color=colour, linewidth=1.8, label=method)
+        draw_curve(axes, counts, [mine[n].mean for n in counts], color=colour, label=method)
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
     bound = rows.get(Point(BOUND, None))
     if bound:
         axes.axhline(bound.mean.mean, color=QUIET, linestyle="--", linewidth=1, label=BOUND)
     axes.minorticks_off()
-    axes.set_xlabel("images with expert masks", fontsize=9, color=QUIET)
-    axes.set_ylabel("mean pooled IoU (band: 95 %, seeds and images)", fontsize=9, color=QUIET)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title(title, fontsize=11, loc="left")
-    save_figure(path, figure)
+    save_curves(path, figure, axes, title, "images with expert masks", CURVE_AXIS)
 
 
 def write(

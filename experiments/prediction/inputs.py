@@ -8,6 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Final
 
+from chexseg_jax.radiographs.read import is_companion
 from datasets.errors import DataError
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
@@ -77,7 +78,7 @@ def _expand(pattern: str) -> Iterator[tuple[Path, str]]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        files = [p for p in found if not _is_companion(p.relative_to(path))]
+        files = [p for p in found if not is_companion(p.relative_to(path))]
         if not files:
             raise DataError(f"{path}: no file in it ends in {', '.join(SUFFIXES)}")
         for file in files:
@@ -86,15 +87,10 @@ def _expand(pattern: str) -> Iterator[tuple[Path, str]]:
         yield path, path.stem
     elif has_magic(pattern):
         matches = glob(str(path), recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
-        files = [p for p in map(Path, matches) if p.is_file() and not _is_companion(p)]
+        files = [p for p in map(Path, matches) if p.is_file() and not is_companion(p)]
         if not files:
             raise DataError(f"{pattern}: no file matches")
         for file in files:
             yield file, file.stem
     else:
         raise DataError(f"{path}: no such file or folder")
-
-
-def _is_companion(path: Path) -> bool:
-    """Return whether macOS wrote a file beside another one, to hold its attributes."""
-    return path.name.startswith("._") or "__MACOSX" in path.parts

@@ -100,9 +100,7 @@ def _collect_faults(path: Path, faults: list[str]) -> Iterator[None]:
         raise
     except RadiographError as error:
         faults.append(str(error))
-    except (
-        Exception
-    ) as error:  # of Pillow, pydicom and the file system: one file never ends a batch
+    except Exception as error:  # of Pillow, pydicom, the file system: one file never ends a batch
         faults.append(f"{path}: cannot be written ({error_text(error)}); rename the X-ray")
 
 

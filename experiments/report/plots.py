@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from chexseg_jax.evaluation.metrics import Interval
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.runtime.atomic_write import atomic_write
 from experiments.report.tables import SOURCES, is_number, lookup, sources_of
@@ -30,6 +31,7 @@ COLORS: Final = {
 SCORE: Final = "#D55E00"
 QUIET: Final = "#6B7178"
 DPI: Final = 150
+CURVE_AXIS: Final = "mean pooled IoU (band: 95 %, seeds and images)"
 
 
 def save_figure(path: Path, figure: Figure) -> None:
@@ -44,6 +46,33 @@ def style_axes(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set_color(QUIET)
     axes.tick_params(colors=QUIET, labelsize=9)
     axes.set_axisbelow(True)
+
+
+def draw_curve(
+    axes: Axes,
+    places: Sequence[float],
+    intervals: Sequence[Interval],
+    *,
+    color: str,
+    label: str,
+) -> None:
+    """Draw means as a line with the band of their intervals."""
+    lower, upper = [i.lower for i in intervals], [i.upper for i in intervals]
+    axes.fill_between(places, lower, upper, color=color, alpha=0.15, linewidth=0)
+    means = [i.mean for i in intervals]
+    axes.plot(places, means, "o-", color=color, linewidth=1.8, label=label)
+
+
+def save_curves(
+    path: Path, figure: Figure, axes: Axes, title: str, horizontal: str, vertical: str
+) -> None:
+    """Label the axes of curves that start at 0, and write their figure."""
+    axes.set_xlabel(horizontal, fontsize=9, color=QUIET)
+    axes.set_ylabel(vertical, fontsize=9, color=QUIET)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_title(title, fontsize=11, loc="left")
+    save_figure(path, figure)
 
 
 def metric_curve(

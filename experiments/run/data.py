@@ -10,7 +10,7 @@ from typing import Literal, Protocol, SupportsIndex
 import jax
 import numpy as np
 
-from chexseg_jax.evaluation.metrics import patient_of
+from chexseg_jax.evaluation.metrics import patients_of
 from chexseg_jax.photometry import Photometry
 from chexseg_jax.runtime.sharding import wait_for_all
 from chexseg_jax.training.data import Example, Source, Subset, sample_indices
@@ -92,7 +92,7 @@ def with_experts(data: Data, config: Config) -> Data:
     (count,), source = config.experts, data.expert_train
     if count >= len(source):
         return data
-    patients = [patient_of(image_id) for image_id in source.image_ids]
+    patients = patients_of(source.image_ids)
     order = np.random.default_rng(config.seed).permutation(sorted(set(patients))).tolist()
     ranked = sorted(range(len(source)), key=lambda index: order.index(patients[index]))
     return replace(data, expert_train=NamedSubset(source, sorted(ranked[:count])))

@@ -89,6 +89,7 @@ def run_pipeline(config: Config, data: Data) -> Run:
     run.classifier = classifier = make_classifier(run, config.classifier, "classifier")
     if until == "classifier":
         return run
+    encoder: Encoder | None = None
     if config.rho < 1 or until not in ("segmenter", "evaluation"):
         run.cams = make_cams(run, classifier)
         if until == "cams":
@@ -101,11 +102,12 @@ def run_pipeline(config: Config, data: Data) -> Run:
             if until == "irnet":
                 return run
         if config.pseudo in ("teacher", "fused"):
-            make_teacher(run, make_encoder(run, classifier))
+            encoder = make_encoder(run, classifier)
+            make_teacher(run, encoder)
         run.pseudo_masks = make_pseudo_masks(run, config.pseudo)
         if until == "pseudo_masks":
             return run
-    encoder = make_encoder(run, classifier)
+    encoder = encoder or make_encoder(run, classifier)
     run.segmenter = make_segmenter(run, encoder, run.pseudo_masks, config.rho)
     if until == "segmenter":
         return run
