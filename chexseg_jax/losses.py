@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from chexseg_jax.pathologies import BLANK, OBSERVATIONS, UNCERTAIN
 
@@ -85,38 +85,65 @@ def finding_logits(outputs: Float[Array, "b m"], observations: int) -> Float[Arr
 
 
 SegmentationLoss = Literal["dice", "dice+cross-entropy"]
+SegmentationTargets = Literal["hard", "soft", "confident"]
+
+UNSURE = (0.25, 0.75)
+"""Between these, probabilities are ignored as `confident` targets."""
+
+
+def segmentation_targets(
+    masks: UInt8[Array, "b h w k"], valid: Bool[Array, "b k"], kind: SegmentationTargets
+) -> tuple[Float[Array, "b h w k"], Float[Array, "b #h #w k"]]:
+    """Return the targets of 8-bit masks, and the weight of each, 1 or 0.
+
+    hard: whether a mask is more likely than not; soft: its probability; confident: hard, with a weight
+    of 0 where the probability lies within `UNSURE`. All three are the same for hard masks, of 0 and 255.
+    A pathology that is not `valid` in an image has no weight there.
+    """
+    weights = valid[:, None, None].astype(jnp.float32)
+    probs = masks.astype(jnp.float32) / 255
+    if kind == "soft":
+        return probs, weights
+    if kind == "confident":
+        weights = weights * ((probs <= UNSURE[0]) | (probs >= UNSURE[1]))
+    return (probs > 0.5).astype(jnp.float32), weights
 
 
 def segmentation_loss(
     logits: Float[Array, "b h w k"],
-    masks: Shaped[Array, "b h w k"],
-    valid: Shaped[Array, "b k"],
+    targets: Shaped[Array, "b h w k"],
+    weights: Shaped[Array, "#b #h #w #k"],
     kind: SegmentationLoss,
 ) -> Float[Array, ""]:
-    """Compute 1 minus the mean Dice score, plus the mean cross entropy of valid pixels if asked.
+    """Compute 1 minus the mean Dice score, plus the mean cross entropy if asked.
 
     Dice alone is the paper's; the sum is nnU-Net's (Isensee et al. 2021), whose gradient does not vanish
-    where a mask is empty. Masks may be soft, on [0, 1].
+    where a mask is empty. Targets may be soft, on [0, 1]. The cross entropy is averaged over the pixels
+    of each pathology in each image, then over those that have any weight.
     """
-    loss = 1 - dice(logits, masks, valid).mean()
+    loss = 1 - dice(logits, targets, weights).mean()
     if kind == "dice":
         return loss
-    targets = masks.astype(jnp.float32)
-    entropies = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).mean((1, 2))
-    weights = valid.astype(jnp.float32)
-    return loss + (entropies * weights).sum() / jnp.maximum(weights.sum(), 1)
+    targets = targets.astype(jnp.float32)
+    entropies = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
+    weights = jnp.broadcast_to(weights.astype(jnp.float32), entropies.shape)
+    pixels = weights.sum((1, 2))
+    means = (entropies * weights).sum((1, 2)) / jnp.maximum(pixels, 1)
+    return loss + means.sum() / jnp.maximum((pixels > 0).sum(), 1)
 
 
 def dice(
-    logits: Float[Array, "b h w k"], masks: Shaped[Array, "b h w k"], valid: Shaped[Array, "b k"]
+    logits: Float[Array, "b h w k"],
+    targets: Shaped[Array, "b h w k"],
+    weights: Shaped[Array, "#b #h #w #k"],
 ) -> Float[Array, "k"]:
     """Compute the soft Dice score of each pathology, pooled over the batch.
 
-    (2 sum p g + 1) / (sum p + sum g + 1), as in the release, over the images where a pathology is
-    `valid`. The loss is 1 minus the mean.
+    (2 sum p g + 1) / (sum p + sum g + 1), as in the release, over the pixels with a weight. The loss is
+    1 minus the mean.
     """
-    weights = valid[:, None, None, :].astype(jnp.float32)
+    weights = weights.astype(jnp.float32)
     probs = jax.nn.sigmoid(logits.astype(jnp.float32)) * weights
-    targets = masks.astype(jnp.float32) * weights
+    targets = targets.astype(jnp.float32) * weights
     intersection = (probs * targets).sum((0, 1, 2))
     return (2 * intersection + 1) / (probs.sum((0, 1, 2)) + targets.sum((0, 1, 2)) + 1)

@@ -123,18 +123,14 @@ def test_pseudo_masks_obey_the_labels(workdir):
     config = read_arguments("", arguments(workdir))
     run = run_pipeline(config, open_data(config))
     records = RecordReader(run.cams, "cams")
-    lines = [
-        json.loads(line)
-        for path in sorted(run.pseudo_masks.path.glob("masks-*.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
-    assert len(lines) == len(records) == 72
+    masks = PseudoMaskSource(run.pseudo_masks)
+    assert len(masks) == len(records) == 72
     drawn = 0
-    for index, line in enumerate(lines):
+    for index in range(len(masks)):
         example = run.data.train[index]
-        assert line["image_id"] == example["image_id"] == str(records[index]["image_id"])
+        assert masks[index].image_id == example["image_id"] == str(records[index]["image_id"])
         heart = example["labels"][2] == 1
-        for name in line["rle"]:
+        for name in masks[index].planes:
             column = {"Enlarged Cardiomediastinum": 1, "Support Devices": 13}.get(name)
             if column is not None:
                 positive = example["labels"][column] == 1
@@ -300,8 +296,8 @@ def test_a_teacher_is_the_run_of_rho_1_and_labels_the_weak_images(workdir, sourc
         labels = run.data.train[index]["labels"][np.array(OBSERVATION_OF_PATHOLOGY)]
         positive = {name for name, label in zip(PATHOLOGIES, labels, strict=True) if label == 1}
         extra = {"Enlarged Cardiomediastinum"} if "Cardiomegaly" in positive else set()
-        assert masks[index].rles.keys() <= positive | extra
-        drawn += len(positive & masks[index].rles.keys())
+        assert masks[index].planes.keys() <= positive | extra
+        drawn += len(positive & masks[index].planes.keys())
     again = replace(config, rounds=2, rho=0.5)
     student = run_pipeline(replace(config, rho=0.5, until="segmenter"), open_data(config))
     assert run_pipeline(again, open_data(config)).teacher.path == student.segmenter.path

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chexseg_jax.pseudolabels.storage import PseudoMaskSource
+from chexseg_jax.runtime.stage_folder import StageFolder
 from datasets.prepare import prepare_phantoms
 from experiments.run.cluster import Processes
 from experiments.run.config import Config
@@ -132,21 +134,20 @@ def test_losses_agree(runs, name):
     np.testing.assert_allclose(two, one, rtol=1e-2)  # rounding grows with the steps
 
 
-def masks(workdir: Path) -> list[dict]:
-    paths = sorted(stage(workdir, "pseudo_masks-irnet").glob("masks-*.jsonl"))
-    assert len(paths) == 5  # shards, of which the second process writes two
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+def masks(workdir: Path) -> PseudoMaskSource:
+    name = "pseudo_masks-irnet"
+    folder = stage(workdir, name)
+    assert len([*folder.glob("masks-*.arrayrecord")]) == 5  # shards; the second process writes two
+    return PseudoMaskSource(StageFolder(folder, name, "", {}, {}))
 
 
 def test_pseudo_masks_agree(runs):
     one, two = map(masks, runs)
-    assert len(one) == 40 and [row["image_id"] for row in one] == [row["image_id"] for row in two]
-    assert [row["rle"].keys() for row in one] == [row["rle"].keys() for row in two]
-    same = [
-        row["rle"][name] == other["rle"][name]
-        for row, other in zip(one, two, strict=True)
-        for name in row["rle"]
-    ]
+    assert len(one) == len(two) == 40
+    same = []
+    for row, other in ((one[i], two[i]) for i in range(40)):
+        assert row.image_id == other.image_id and row.planes.keys() == other.planes.keys()
+        same += [np.array_equal(row.planes[name], other.planes[name]) for name in row.planes]
     assert len(same) > 10 and np.mean(same) > 0.9
 
 

@@ -6,7 +6,14 @@ from hypothesis.extra.numpy import arrays
 from random_masks import random_mask
 
 from chexseg_jax.images import resize
-from chexseg_jax.pseudolabels.thresholds import fill_holes, grey_levels, heatmap_to_mask, otsu
+from chexseg_jax.pseudolabels.thresholds import (
+    fill_holes,
+    grey_levels,
+    hard_masks,
+    heatmap_to_mask,
+    otsu,
+    soft_masks,
+)
 
 
 def mask_of(text):
@@ -137,3 +144,14 @@ def test_range_and_sign_do_not_matter():
 def test_enlarging_is_bilinear_between_the_middles_of_cells():
     row = np.array([[0.0, 4.0]], np.float32)
     np.testing.assert_allclose(resize(row, 1, 4), [[0.0, 1.0, 3.0, 4.0]])
+
+
+def test_soft_masks_are_one_half_at_the_threshold_and_hard_above_it():
+    thresholds = np.array([0.2, 0.5, 0.8], np.float32)
+    maps = np.linspace(0, 1, 101, dtype=np.float32)[None, :, None, None] * np.ones(3, np.float32)
+    soft, hard = soft_masks(maps, thresholds), hard_masks(maps, thresholds)
+    np.testing.assert_array_equal(soft >= 128, hard == 255)
+    assert (np.diff(soft.astype(int), axis=1) >= 0).all()
+    assert soft[0, [0, 100]].tolist() == [[[0, 0, 0]], [[255, 255, 255]]]
+    assert soft[0, 10, 0].tolist() == [64, 26, 16]  # 255 x .1 / (2 x .2), (2 x .5), (2 x .8)
+    assert soft[0, 90, 0].tolist() == [239, 230, 191]  # 255 (1 - .1 / (2 x .8)), ...

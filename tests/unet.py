@@ -23,7 +23,7 @@ from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.models.layers import BatchNorm, Conv, average_pool, resize
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.evaluation import count_methods, location_prior
-from chexseg_jax.stages.segmenter import objective, training_steps
+from chexseg_jax.stages.segmenter import expert_dataset, objective, training_steps
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.data import letterboxed, ordered_batches, shuffled_repeated
 from chexseg_jax.training.loop import fit, learning_rates
@@ -82,11 +82,10 @@ def train_unet(config: Any, data: Data, size: int, normalization: Any, folder: P
     """Train the U-Net whose width comes nearest to `size` parameters; keep the last weights."""
     seed, settings = config.segmenter_seed_or_seed, config.segmenter
     width = min(range(4, 65, 2), key=lambda w: abs(parameters(UNet(w, seed)) - size))
-    valid = np.ones(len(PATHOLOGIES), bool)
-    experts = letterboxed(data.expert_train, config.image_size, cache=len(data.expert_train))
+    experts = expert_dataset(data.expert_train, config.image_size)
     masked = shuffled_repeated(
         experts, seed, strength=settings.augment, exposure=settings.exposure, gamma=settings.gamma
-    ).map(lambda example: {**example, "valid": valid})
+    )
     steps = training_steps(settings, len(data.expert_train), len(data.train), 1.0)
     rates = learning_rates(settings.schedule, settings.learning_rate, steps)
     trained: list[Any] = []

@@ -230,8 +230,8 @@ def pseudo_mask_ious(
         targets = letterbox_masks(example["masks"], size)
         labels = pathology_labels(example["labels"])
         for kind, source in pseudo.items():
-            masks, valid = source[indices[kind][image_id]].letterboxed(size)
-            counts[kind].append(overlap((masks > 0) & valid, targets * valid))
+            masks, valid = source[indices[kind][image_id]].hard(size)
+            counts[kind].append(overlap(masks & valid, targets * valid))
         certain = labels >= 0
         counts["prior"].append(overlap(prior & certain, targets * certain))
         counts["prior_labels"].append(overlap(prior & (labels == 1), targets * certain))

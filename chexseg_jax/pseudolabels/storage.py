@@ -1,23 +1,26 @@
-"""Storage of pseudo-masks: one JSON line an image, run lengths of the letterbox without its padding.
+"""Storage of pseudo-masks: 8-bit probabilities of the findings drawn, without the letterbox's padding.
 
-A line is {"image_id", "size": [h, w] of the masks, "native": [h, w] of the image, "ignored":
-[pathologies the loss ignores], "rle": {pathology: {"size", "counts"}}}; a pathology not in it is empty.
+A record is an image's id, its native size, which pathologies the loss ignores, and a plane for each
+pathology drawn, on the letterbox's grid: 255 is certain, and a hard mask has 0 and 255 alone. Records
+are compressed: of a hard mask, and of all that is zero in a soft one, little is left.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Final, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from chexseg_jax.images import content_size, content_slices
-from chexseg_jax.masks import decode_rle, encode_rle
+from chexseg_jax.images import content_slices
 from chexseg_jax.pathologies import PATHOLOGIES
-from chexseg_jax.runtime.atomic_write import CorruptFile, atomic_write
-from chexseg_jax.runtime.stage_folder import SHARD, StageFolder, shard_path, shards
+from chexseg_jax.runtime.atomic_write import CorruptFile
+from chexseg_jax.runtime.stage_folder import RecordReader, StageFolder, write_records
+
+CERTAIN: Final = 255
+HALF: Final = 128
+"""The least value of a pixel that a hard mask has."""
 
 
 @dataclass
@@ -26,87 +29,94 @@ class PseudoMasks:
 
     image_id: str
     native: tuple[int, int]
-    ignored: list[str]
-    rles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ignored: Bool[np.ndarray, "k"]
+    planes: dict[str, UInt8[np.ndarray, "h w"]] = field(default_factory=dict)
+    """By pathology; one that is not there is empty."""
 
     @classmethod
     def blank(
         cls, image_id: str, native: Int[np.ndarray, "2"], ignored: Bool[np.ndarray, "k"]
     ) -> "PseudoMasks":
         """Return an image's masks, all empty."""
-        names = [name for name, ignore in zip(PATHOLOGIES, ignored, strict=True) if ignore]
-        return cls(image_id, (int(native[0]), int(native[1])), names)
+        return cls(image_id, (int(native[0]), int(native[1])), ignored)
 
-    def draw(self, masks: Bool[np.ndarray, "s s k"], is_present: Bool[np.ndarray, "k"]) -> None:
+    def draw(self, masks: UInt8[np.ndarray, "s s k"], is_present: Bool[np.ndarray, "k"]) -> None:
         """Add the masks of the pathologies present, without the letterbox's padding.
 
         The enlarged cardiomediastinum contains the heart, as in the experts' masks.
         """
-        content = masks[content_slices(*self.native, masks.shape[0])] & is_present
-        heart = PATHOLOGIES.index("Cardiomegaly")
-        content[..., PATHOLOGIES.index("Enlarged Cardiomediastinum")] |= content[..., heart]
+        content = masks[content_slices(*self.native, masks.shape[0])] * is_present
+        heart = content[..., PATHOLOGIES.index("Cardiomegaly")]
+        mediastinum = content[..., PATHOLOGIES.index("Enlarged Cardiomediastinum")]
+        np.maximum(mediastinum, heart, out=mediastinum)
         for k, name in enumerate(PATHOLOGIES):
             if content[..., k].any():
-                self.rles[name] = encode_rle(content[..., k])
+                self.planes[name] = np.ascontiguousarray(content[..., k])
 
     def letterboxed(self, size: int) -> tuple[UInt8[np.ndarray, "s s k"], Bool[np.ndarray, "k"]]:
         """Return the masks in their letterbox, and which pathologies are valid, not ignored."""
         masks = np.zeros((size, size, len(PATHOLOGIES)), np.uint8)
         inside = content_slices(*self.native, size)
-        for name, rle in self.rles.items():
-            masks[(*inside, PATHOLOGIES.index(name))] = decode_rle(rle)
-        return masks, np.array([name not in self.ignored for name in PATHOLOGIES])
+        for name, plane in self.planes.items():
+            masks[(*inside, PATHOLOGIES.index(name))] = plane
+        return masks, ~self.ignored
+
+    def hard(self, size: int) -> tuple[Bool[np.ndarray, "s s k"], Bool[np.ndarray, "k"]]:
+        """Return where the masks are more likely than not, as `letterboxed`."""
+        masks, valid = self.letterboxed(size)
+        return masks >= HALF, valid
 
 
-def write_pseudo_masks(path: Path, images: Iterable[PseudoMasks], size: int) -> None:
+def write_pseudo_masks(path: Path, images: Iterable[PseudoMasks]) -> None:
     """Write a shard atomically."""
-    with atomic_write(path) as aside, aside.open("w") as file:
-        for image in images:
-            row = {
-                "image_id": image.image_id,
-                "size": content_size(*image.native, size),
-                "native": image.native,
-                "ignored": image.ignored,
-                "rle": image.rles,
-            }
-            file.write(json.dumps(row) + "\n")
+    write_records(path, map(_record, images))
+
+
+def _record(image: PseudoMasks) -> dict[str, np.ndarray]:
+    drawn = [PATHOLOGIES.index(name) for name in image.planes]
+    return {
+        "image_id": np.array(image.image_id),
+        "native": np.array(image.native, np.int32),
+        "ignored": image.ignored,
+        "drawn": np.array(drawn, np.uint8),
+        "planes": np.array([*image.planes.values()], np.uint8),
+    }
 
 
 class PseudoMaskSource:
-    """The pseudo-masks of a finished folder by index; only line offsets are held in memory."""
+    """The pseudo-masks of a finished folder by index; nothing is held in memory."""
 
     def __init__(self, folder: StageFolder) -> None:
-        """Locate the lines.
+        """Open the shards.
 
         Raises:
             CorruptFile: a shard is missing or truncated.
         """
         self.fingerprint = folder.fingerprint
-        self._count = int(folder.manifest["images"])
-        parts = len(shards(self._count))
-        self._paths = [shard_path(folder.path, "masks", i, parts, "jsonl") for i in range(parts)]
-        self._starts = [
-            _line_starts(path, len(part))
-            for path, part in zip(self._paths, shards(self._count), strict=True)
-        ]
+        self._records = RecordReader(folder, "masks")
+        self._folder = folder.path
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._records)
 
     def __getitem__(self, index: SupportsIndex, /) -> PseudoMasks:
         """Read one image's masks.
 
         Raises:
-            CorruptFile: its line cannot be read.
+            CorruptFile: its record cannot be read.
         """
-        shard, line = divmod(int(index), SHARD)
+        record = self._records[index]
         try:
-            with self._paths[shard].open("rb") as file:
-                file.seek(self._starts[shard][line])
-                row = json.loads(file.readline())
-            return PseudoMasks(row["image_id"], tuple(row["native"]), row["ignored"], row["rle"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._corrupt(int(index), "cannot be read") from error
+            planes = zip(record["drawn"], record["planes"], strict=True)
+            height, width = record["native"].tolist()
+            return PseudoMasks(
+                str(record["image_id"]),
+                (height, width),
+                record["ignored"],
+                {PATHOLOGIES[int(k)]: plane for k, plane in planes},
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._corrupt(index, "is not a record of masks") from error
 
     def letterboxed(
         self, index: SupportsIndex, image_id: str, size: int
@@ -114,26 +124,16 @@ class PseudoMaskSource:
         """Read one image's masks in the letterbox, and which pathologies are valid.
 
         Raises:
-            CorruptFile: its line holds no valid masks, or those of another image.
+            CorruptFile: its record holds no valid masks, or those of another image.
         """
         masks = self[index]
         if masks.image_id != image_id:
-            raise self._corrupt(int(index), f"is of {masks.image_id}, its image is {image_id}")
+            raise self._corrupt(index, f"is of {masks.image_id}, its image is {image_id}")
         try:
             return masks.letterboxed(size)
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._corrupt(int(index), str(error)) from error
+        except ValueError as error:
+            raise self._corrupt(index, "holds masks of another size") from error
 
-    def _corrupt(self, index: int, what: str) -> CorruptFile:
-        shard, line = divmod(index, SHARD)
-        return CorruptFile.at(self._paths[shard], f"line {line + 1} {what}")
-
-
-def _line_starts(path: Path, lines: int) -> Int[np.ndarray, "n"]:
-    if not path.exists():
-        raise CorruptFile.at(path, "gone")
-    content = np.frombuffer(path.read_bytes(), np.uint8)
-    ends = np.flatnonzero(content == ord("\n"))
-    if len(ends) != lines or ends[-1] != len(content) - 1:
-        raise CorruptFile.at(path, "cut short")
-    return np.concatenate([[0], ends[:-1] + 1])
+    def _corrupt(self, index: SupportsIndex, what: str) -> CorruptFile:
+        path = self._folder / "masks-*.arrayrecord"
+        return CorruptFile.at(path, f"record {int(index) + 1} {what}")

@@ -12,6 +12,7 @@ from scipy import ndimage
 from chexseg_jax.images import content_cells, content_mask, resize
 from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.pseudolabels.random_walk import random_walk
+from chexseg_jax.pseudolabels.storage import CERTAIN, HALF
 
 LEVELS = 256
 EPSILON = float(np.finfo(np.float32).eps)
@@ -34,10 +35,29 @@ def walked_cams(
     return upsample_cams(maps, content_mask(images))
 
 
-def otsu_masks(maps: Float[np.ndarray, "s s k"]) -> Bool[np.ndarray, "s s k"]:
-    """Threshold each map at Otsu's level of its own."""
+def hard_masks(
+    maps: Float[np.ndarray, "b h w k"], thresholds: Float[np.ndarray, "k"]
+) -> UInt8[np.ndarray, "b h w k"]:
+    """Threshold maps: 255 above, 0 elsewhere."""
+    return (maps > thresholds) * np.uint8(CERTAIN)
+
+
+def soft_masks(
+    maps: Float[np.ndarray, "b h w k"], thresholds: Float[np.ndarray, "k"]
+) -> UInt8[np.ndarray, "b h w k"]:
+    """Turn maps on [0, 1] into 8-bit probabilities of a mask.
+
+    Linear from 0 to 1/2 at the threshold, and from there to 1: at least 128 where `hard_masks` are 255.
+    """
+    below = np.minimum(CERTAIN * maps / (2 * thresholds), HALF - 1)
+    above = np.maximum(CERTAIN * (1 - (1 - maps) / (2 * (1 - thresholds))), HALF)
+    return np.rint(np.where(maps > thresholds, above, below)).astype(np.uint8)
+
+
+def otsu_masks(maps: Float[np.ndarray, "s s k"]) -> UInt8[np.ndarray, "s s k"]:
+    """Threshold each map at Otsu's level of its own: 255 above, 0 elsewhere."""
     levels = [grey_levels(maps[..., k]) for k in range(maps.shape[-1])]
-    return np.stack([level > otsu(level) for level in levels], -1)
+    return np.stack([level > otsu(level) for level in levels], -1) * np.uint8(CERTAIN)
 
 
 def min_max(heatmap: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:

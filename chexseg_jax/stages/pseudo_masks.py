@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from chexseg_jax.evaluation.metrics import Counts, count, stack, threshold_bins
 from chexseg_jax.evaluation.thresholds import pseudo_mask_thresholds
@@ -25,12 +25,17 @@ from chexseg_jax.inference.apply import (
 from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
 from chexseg_jax.pseudolabels.gradcam import upsample_cams
 from chexseg_jax.pseudolabels.storage import PseudoMasks, write_pseudo_masks
-from chexseg_jax.pseudolabels.thresholds import otsu_masks, walked_cams
+from chexseg_jax.pseudolabels.thresholds import (
+    hard_masks,
+    otsu_masks,
+    soft_masks,
+    walked_cams,
+)
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import RecordReader, StageFolder, missing_shards
 from chexseg_jax.training.data import Source, Subset, letterboxed, ordered_batches
 
-VERSION = 3
+VERSION = 4
 
 Maps = Float[np.ndarray, "b s s k"]
 MapsOf = Callable[[Float[np.ndarray, "b fh fw k"], UInt8[np.ndarray, "b s s 1"]], Maps]
@@ -108,29 +113,31 @@ def run(
     *,
     maps: MapsOf,
     thresholds: Float[np.ndarray, "k"] | None,
+    soft: bool,
     cams: RecordReader,
     images: Source,
     image_size: int,
     folder: StageFolder,
 ) -> None:
-    """Write `masks-*.jsonl`: each image's id, size in the letterbox, and run lengths.
+    """Write `masks-*.arrayrecord`: each image's masks, as `pseudolabels.storage` has them.
 
     Args:
         config: gate and batch size.
         maps: what is thresholded.
         thresholds: of each pathology, or None for Otsu's of every map.
+        soft: whether to keep probabilities, 1/2 at the threshold, in place of hard masks.
         cams: class activation maps of the images.
         images: images with labels.
         image_size: side of the letterbox, pixels.
         folder: where the masks go.
     """
 
-    def masks_of(values: Maps) -> Bool[np.ndarray, "b s s k"]:
+    def masks_of(values: Maps) -> UInt8[np.ndarray, "b s s k"]:
         if thresholds is None:
             return np.stack([otsu_masks(value) for value in values])
-        return values > thresholds.astype(np.float32)
+        return (soft_masks if soft else hard_masks)(values, thresholds.astype(np.float32))
 
-    for path, indices in missing_shards(folder, "masks", len(images), "jsonl"):
+    for path, indices in missing_shards(folder, "masks", len(images), "arrayrecord"):
         records = [cams[index] for index in indices]
         labels = pathology_labels(np.stack([record["labels"] for record in records]))
         logits = np.stack([record["logits"] for record in records])
@@ -149,6 +156,6 @@ def run(
             for row, mask in zip(rows, masks_of(values), strict=True):
                 masks[row].draw(mask, masked[row])
             done += number
-        write_pseudo_masks(path, masks, image_size)
+        write_pseudo_masks(path, masks)
     named = None if thresholds is None else dict(zip(PATHOLOGIES, thresholds.tolist(), strict=True))
     folder.finish(images=len(images), thresholds=named)

@@ -20,10 +20,15 @@ from chexseg_jax.evaluation.metrics import Counts, count, mean_of, stack, thresh
 from chexseg_jax.evaluation.thresholds import best_ious
 from chexseg_jax.images import Normalization
 from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
-from chexseg_jax.losses import SegmentationLoss, segmentation_loss
+from chexseg_jax.losses import (
+    SegmentationLoss,
+    SegmentationTargets,
+    segmentation_loss,
+    segmentation_targets,
+)
 from chexseg_jax.models.spec import DecoderSpec, NetworkSpec
 from chexseg_jax.pathologies import COMMON_PATHOLOGIES, PATHOLOGIES
-from chexseg_jax.pseudolabels.storage import PseudoMaskSource
+from chexseg_jax.pseudolabels.storage import CERTAIN, PseudoMaskSource
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import StageFolder
 from chexseg_jax.training.data import (
@@ -41,7 +46,7 @@ from chexseg_jax.training.loop import Schedule, fit, learning_rates
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
-VERSION = 2
+VERSION = 3
 Selection = Literal["all", "common"]
 CACHED_IMAGES = 1024
 """Letterboxed expert images kept in memory, 1.1 MB each at 320 pixels."""
@@ -60,6 +65,9 @@ class SegmenterConfig:
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
     loss: SegmentationLoss = "dice"
+    targets: SegmentationTargets = "hard"
+    """What a teacher's masks are to the loss: hard masks, their probabilities, or hard masks without the
+    pixels of which the teacher is unsure. Masks of experts and of maps are hard."""
     batch_size: int = 8
     accumulate: int = 1
     """Parts in which a step takes its batch, for want of memory; BatchNorm sees one part at a time."""
@@ -87,12 +95,15 @@ class SegmenterConfig:
         )
 
 
-def objective(normalization: Normalization, loss: SegmentationLoss) -> Objective:
-    """Return the loss of a batch over the valid pathologies."""
+def objective(
+    normalization: Normalization, loss: SegmentationLoss, targets: SegmentationTargets = "hard"
+) -> Objective:
+    """Return the loss of a batch of 8-bit masks over the valid pathologies."""
 
     def loss_of(model: Any, batch: Any, key: Any, context: Any) -> Any:
         logits = model(normalization(batch["images"]), train=True, key=key)
-        return segmentation_loss(logits, batch["masks"], batch["valid"], loss), {}
+        masks, weights = segmentation_targets(batch["masks"], batch["valid"], targets)
+        return segmentation_loss(logits, masks, weights, loss), {}
 
     return loss_of
 
@@ -148,7 +159,7 @@ def run(
     if config.init:
         start_from(Path(config.init), model, spec.normalization)
     indices = sample_indices(len(images), config.maps, seed)
-    experts = _expert_dataset(expert_train, spec.image_size) if rho > 0 else None
+    experts = expert_dataset(expert_train, spec.image_size) if rho > 0 else None
     weak = None
     if rho < 1:
         if pseudo_masks is None:
@@ -174,7 +185,7 @@ def run(
     best = fit(
         model,
         mix(dataset(experts, seed), dataset(weak, seed + 1), rho, seed),
-        objective(spec.normalization, config.loss),
+        objective(spec.normalization, config.loss, config.targets),
         optax.adam(learning_rates(config.schedule, config.learning_rate, steps)),
         folder=folder.path,
         name=folder.stage,
@@ -202,11 +213,16 @@ def training_steps(config: SegmenterConfig, experts: int, images: int, rho: floa
     return max(1, round(config.epochs * (experts + pseudo) / config.batch_size))
 
 
-def _expert_dataset(source: Source, image_size: int) -> Source:
+def expert_dataset(source: Source, image_size: int) -> Source:
+    """Return letterboxed examples with 8-bit masks, valid for every pathology."""
     valid = np.ones(len(PATHOLOGIES), bool)
     return Mapped(
         letterboxed(source, image_size, cache=CACHED_IMAGES),
-        lambda _, example: {**example, "valid": valid},
+        lambda _, example: {
+            **example,
+            "masks": example["masks"] * np.uint8(CERTAIN),
+            "valid": valid,
+        },
     )
 
 

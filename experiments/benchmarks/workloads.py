@@ -276,7 +276,7 @@ def segmenter_workloads(scale: Scale) -> Iterator[Workload]:
     config = segmenter_stage.SegmenterConfig(width=scale.decoder)
     batch = {
         "images": random_images(images, size),
-        "masks": disc_masks(images, size).astype(np.uint8),
+        "masks": disc_masks(images, size) * np.uint8(255),
         "valid": np.ones((images, MAPS), bool),
     }
     for network in dict.fromkeys((scale.encoder, scale.classifier)):

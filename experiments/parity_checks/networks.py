@@ -177,7 +177,7 @@ class NetworkComparisons:
         def evaluate(params: Any, images: jax.Array) -> Any:
             def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
                 logits = nnx.merge(graph, params, rest, copy=True)(images)
-                scores = dice(logits, masks, jnp.ones(shape[:2]))
+                scores = dice(logits, masks, jnp.ones((1, 1, 1, 1)))
                 return 1 - scores.mean(), (scores, logits)
 
             return jax.value_and_grad(loss_of, has_aux=True)(params)

@@ -230,7 +230,7 @@ def _covering(pseudo: PseudoMaskSource) -> list[int]:
     """Return the first images whose pseudo-masks together show every pathology `EACH` times."""
     indices, counts = [], dict.fromkeys(PATHOLOGIES, 0)
     for index in range(len(pseudo)):
-        names = pseudo[index].rles.keys()
+        names = pseudo[index].planes.keys()
         if any(counts[name] < EACH for name in names):
             indices.append(index)
             counts |= {name: counts[name] + 1 for name in names}
@@ -258,7 +258,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
         for row in zip(batch["images"][:count], infer(batch["images"]) > thresholds, strict=False)
     )
     for index, (seen, prediction) in zip(indices, predictions, strict=True):
-        masks, valid = pseudo[index].letterboxed(size)
+        masks, valid = pseudo[index].hard(size)
         record = cams[index]
         positive = pathology_labels(record["labels"][None])[0] == 1
         image = letterbox(run.data.mapped[index]["image"], side)
@@ -275,7 +275,7 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
         hidden = _hidden_masks(run, image_id)
         if hidden is not None:
             layers["expert"] = letterbox_masks(hidden, side) > 0
-            counts = overlap((masks > 0) & valid, letterbox_masks(hidden, size) * valid)
+            counts = overlap(masks & valid, letterbox_masks(hidden, size) * valid)
             scores = iou_by_name(counts.iou()[0])
         yield Example(image_id, image[..., 0], layers, scores, weak=True, seen=seen[..., 0])
 

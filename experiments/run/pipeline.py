@@ -249,6 +249,7 @@ def make_pseudo_masks(run: Run, source: PseudoSource) -> StageFolder:
             settings,
             maps=maps,
             thresholds=thresholds,
+            soft=source in ("teacher", "fused"),
             cams=RecordReader(cams, "cams"),
             images=data.mapped,
             image_size=config.image_size,
