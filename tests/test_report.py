@@ -1,14 +1,18 @@
 import base64
 import html.parser
 import io
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from chexseg_jax.pathologies import OBSERVATIONS, PATHOLOGIES
+from chexseg_jax.runtime.stage_folder import write_json
+from experiments.report.build import expert_points
 from experiments.report.overlays import LAYERS, Example, blend_masks, mask_png, outline
 from experiments.report.page import write_report
 from experiments.report.plots import (
@@ -19,7 +23,8 @@ from experiments.report.plots import (
     plot_rhos,
     plot_training,
 )
-from experiments.report.tables import terminal_table
+from experiments.report.tables import DASH, terminal_table
+from experiments.run.config import PHANTOM
 
 HOSTILE = '<script>alert("$x")</script><img src=http://evil.example/x>\'"'
 
@@ -420,3 +425,36 @@ def test_training_plot_has_a_panel_a_stage(tmp_path):
     assert four.shape[0] == 2 * two.shape[0] and four.shape[1] * 2 == two.shape[1] * 3
     plot_training(path, {})
     assert (draw(path) == 255).all()
+
+
+def points():
+    gain = {"mean": -0.05, "lower": -0.08, "upper": -0.02}
+    return [
+        {"method": "full", "experts": 20, "mean": entry(0.36, "mean"), "difference": None},
+        {"method": "teacher", "experts": 20, "mean": entry(0.41, "mean"), "difference": gain},
+        {"method": "all masks", "experts": None, "mean": entry(0.46, "mean"), "difference": None},
+    ]
+
+
+def test_the_curve_over_numbers_of_expert_masks_has_a_table(tmp_path):
+    page = page_of(tmp_path, report() | {"experts": points()})
+    rows = [[text.strip() for text in row] for row in Reader(page).rows]
+    assert ["20", "teacher", "0.410 [0.360, 0.460]", "+0.050 [+0.020, +0.080]"] in rows
+    assert ["20", "full", "0.360 [0.310, 0.410]", DASH] in rows
+    assert [DASH, "all masks", "0.460 [0.410, 0.510]", DASH] in rows
+    assert "worth what" not in page_of(tmp_path, report())
+
+
+def test_a_curve_is_shown_only_beside_runs_of_its_kind(tmp_path, capsys):
+    config = replace(PHANTOM, workdir=tmp_path, data_dir=(tmp_path / "data",))
+    run = SimpleNamespace(config=config)
+    assert expert_points(run) == []
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "experts.png").write_bytes(b"")
+    curve = {"settings": asdict(replace(config, rho=0.9, experts=(20, 40))), "points": points()}
+    write_json(folder / "experts.json", curve)
+    assert expert_points(run) == json.loads(json.dumps(points()))
+    assert expert_points(SimpleNamespace(config=replace(config, seed=18))) == []
+    (folder / "experts.json").write_text("{")
+    assert expert_points(run) == [] and str(folder) in capsys.readouterr().err

@@ -77,6 +77,8 @@ def _write(run: Run, pseudo: Mapping[str, StageFolder], segmenter: Any) -> None:
     if len(report["rhos"]) > 1:
         figures["Mean pooled IoU by ρ, the share of expert masks"] = folder / "rho.png"
         plot_rhos(folder / "rho.png", report["rhos"], report["rho"])
+    if report["experts"]:
+        figures["Mean pooled IoU by number of expert masks"] = experts_curve(run)
     gallery = examples(run, segmenter)
     write_report(folder / "report.html", report, gallery, figures)
     send(run, report, gallery)
@@ -114,8 +116,30 @@ def describe(run: Run, pseudo: Mapping[str, StageFolder]) -> dict[str, Any]:
         "pseudo_masks": pseudo_masks(run, pseudo),
         **_metrics(run),
         "rhos": siblings(run),
+        "experts": expert_points(run),
         "stages": run.stages,
     }
+
+
+def experts_curve(run: Run) -> Path:
+    """Return where `experiments.table --experts` draws its curve."""
+    return run.config.workdir / "table" / "experts.png"
+
+
+def expert_points(run: Run) -> list[dict[str, Any]]:
+    """Return the curve over numbers of expert masks in this work folder, if it is of such runs."""
+    path = experts_curve(run).with_suffix(".json")
+    if not path.exists() or not experts_curve(run).exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        theirs, points = content["settings"], content["points"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass_over(path.parent, "its curve is")
+        return []
+    mine = json.loads(json.dumps(asdict(run.config), default=str))
+    same = ("data_dir", "seed", "image_size", "photometry", "views", "classifier", "cams")
+    return points if all(theirs.get(name) == mine[name] for name in same) else []
 
 
 def _metrics(run: Run) -> dict[str, Any]:

@@ -286,6 +286,40 @@ def rho_table(report: Mapping[str, Any]) -> ReportTable | None:
     )
 
 
+def experts_table(report: Mapping[str, Any]) -> ReportTable | None:
+    """Return the curve over numbers of expert masks, if the work folder has one."""
+    points = report.get("experts") or []
+    if not points:
+        return None
+    rows = []
+    for point in points:
+        count, less = point.get("experts"), point.get("difference") or {}
+        gain = {
+            name: -less[name] for name in ("mean", "lower", "upper") if is_number(less.get(name))
+        }
+        text = DASH
+        if len(gain) == 3:
+            low, high = sorted((gain["lower"], gain["upper"]))
+            text = f"{gain['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        mean = point.get("mean") or {}
+        rows.append(
+            [
+                Cell(DASH if count is None else str(count)),
+                Cell(str(point.get("method"))),
+                bar_cell(mean.get("mean"), mean),
+                Cell(text),
+            ]
+        )
+    return ReportTable(
+        "How many expert masks are worth what",
+        ["Expert masks", "Method", "Mean pooled IoU", "More than experts alone"],
+        rows,
+        note="Of `experiments.table --experts` in the same folder. full: expert masks alone; maps: with "
+        "masks of class activation maps; teacher: with a teacher's; all masks: with the hidden masks of "
+        "all images. Intervals are over seeds and images.",
+    )
+
+
 def provenance_tables(report: Mapping[str, Any]) -> dict[str, ReportTable]:
     """Return the tables of what produced the numbers: stages, data, software and device."""
     stages = [

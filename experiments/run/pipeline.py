@@ -318,6 +318,8 @@ def make_segmenter(
     """Train the segmenter on expert masks and pseudo-masks; without the latter if rho is 1."""
     config, data = run.config, run.data
     settings, seed = config.segmenter, config.segmenter_seed_or_seed
+    if pseudo_masks is None:  # expert masks are the same targets of any kind: one training
+        settings = replace(settings, targets="hard")
     spec = settings.network_spec(encoder.spec)
     inputs = {"encoder": encoder.fingerprint, "expert_val": data.expert_val.fingerprint}
     if rho > 0:
