@@ -49,6 +49,8 @@ from experiments.run.config import WEAK_ROWS, Config, read_flags
 from experiments.run.data import Data
 
 CHEXSEG_RHO = 0.9
+AVERAGE = 0.99
+"""Decay of the moving average of weights in the row that has one."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,15 @@ def arms_of(config: TableConfig) -> list[Arm]:
     """
     base = config.run
     weak = without_experts(base, config.weak_maps, config.weak_learning_rate)
+    teacher = replace(base, pseudo="teacher", rho=config.teacher_rho)
+    average = 0.0 if base.segmenter.average else AVERAGE
+    averaged = "teacher, averaged" if average else "teacher, not averaged"
     supervisions = {
         "weak (CAM)": replace(weak, pseudo="cam"),
         "weak (IRNet)": replace(weak, pseudo="irnet"),
         "full": replace(base, rho=1.0, pseudo="irnet"),
-        "teacher": replace(base, pseudo="teacher", rho=config.teacher_rho),
-        "teacher x CAM": replace(base, pseudo="fused", rho=config.teacher_rho),
+        "teacher": teacher,
+        averaged: replace(teacher, segmenter=replace(base.segmenter, average=average)),
         "CheXseg (CAM)": replace(base, pseudo="cam"),
         "CheXseg (IRNet)": replace(base, pseudo="irnet"),
     }
@@ -114,7 +119,7 @@ def arms_of(config: TableConfig) -> list[Arm]:
     return [
         Arm(f"{name}, {init}", replace(run, encoder_start=start), f"{name}, {last}")
         for name, run in supervisions.items()
-        if "CAM" not in name
+        if "CAM" not in name and name != averaged
         for init, start in named.items()
     ]
 

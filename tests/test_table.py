@@ -149,6 +149,7 @@ def faked(tmp_path, monkeypatch):
         seed, rho = config.segmenter_seed, config.rho
         name = f"evaluation-{config.pseudo}-{rho}-{seed}-{config.encoder_start}"
         name += "".join(f"-{count}" for count in config.experts)
+        name += f"-{config.segmenter.average}"
         rows = [
             {"name": "classifier", "folder": "c", "seconds": 2.0, "reused": False},
             {"name": "evaluation", "folder": name, "seconds": 1.0, "reused": False},
@@ -185,7 +186,7 @@ def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
     table.main([f"--workdir={tmp_path}", "--seeds", "17", "18", "19"])
     rows = read_csv(tmp_path / "table" / "table.csv")
     assert [row["name"] for row in rows] == [
-        *("weak (CAM)", "weak (IRNet)", "full", "teacher", "teacher x CAM"),
+        *("weak (CAM)", "weak (IRNet)", "full", "teacher", "teacher, averaged"),
         *("CheXseg (CAM)", "CheXseg (IRNet)"),
         *("classifier's maps", "location prior", "second reader"),
     ]
@@ -232,12 +233,12 @@ def test_the_curve_over_numbers_of_expert_masks(faked, tmp_path, capsys):
     table.main([f"--workdir={tmp_path}", "--seeds", "17", "18", "--experts", "5", "10"])
     rows = read_csv(tmp_path / "table" / "experts.csv")
     assert [(row["method"], row["experts"]) for row in rows] == [
-        *((method, "5") for method in ("full", "maps", "teacher", "fused")),
-        *((method, "10") for method in ("full", "maps", "teacher", "fused")),
+        *((method, "5") for method in ("full", "maps", "teacher")),
+        *((method, "10") for method in ("full", "maps", "teacher")),
         ("all masks", ""),
     ]
-    assert [row["reference"] for row in rows[:4]] == ["", *["full, 5"] * 3]
-    assert rows[8]["reference"] == "full, 10"
+    assert [row["reference"] for row in rows[:3]] == ["", *["full, 5"] * 2]
+    assert rows[6]["reference"] == "full, 10"
     assert float(rows[1]["difference"]) == pytest.approx(
         float(rows[0]["mean"]) - float(rows[1]["mean"])
     )

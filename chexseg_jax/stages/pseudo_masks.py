@@ -66,20 +66,19 @@ def cam_maps() -> MapsOf:
     return jit_sharded(lambda cams, images: upsample_cams(cams, content_mask(images)))
 
 
-@dataclass(frozen=True)
-class TeacherMaps:
-    """A segmenter's probabilities, times the class activation maps if `fused`."""
+def teacher_maps(teacher: Any, normalization: Normalization) -> MapsOf:
+    """Return a segmenter's probabilities, divided by their maximum, whatever the maps.
 
-    normalize: Normalization
-    fused: bool
+    Pseudo-labels of a network trained on few labels, for a student that also sees these labels: noisy
+    student self-training (Xie et al. 2020), and the distillation that the paper's first version
+    (arXiv 2102.10484v1) describes in its abstract.
+    """
 
-    def __call__(
-        self, model: Any, cams: Float[Array, "b fh fw k"], images: UInt8[Array, "b s s 1"]
-    ) -> Float[Array, "b s s k"]:
-        """Return the maps of letterboxed images."""
-        maps = MaskProbabilities(self.normalize)(model, images)
-        content = content_mask(images)
-        return upsample_cams(maps * upsample_cams(cams, content) if self.fused else maps, content)
+    def probabilities(model: Any, images: UInt8[Array, "b s s 1"]) -> Float[Array, "b s s k"]:
+        return upsample_cams(MaskProbabilities(normalization)(model, images), content_mask(images))
+
+    infer = jit_inference(probabilities, teacher)
+    return lambda cams, images: infer(images)
 
 
 def walked_maps(config: PseudoMasksConfig, irnet: Any, normalization: Normalization) -> MapsOf:
@@ -94,7 +93,7 @@ def walked_maps(config: PseudoMasksConfig, irnet: Any, normalization: Normalizat
 def choose(
     config: PseudoMasksConfig,
     maps: MapsOf,
-    cams_of: Callable[[Any], tuple[Any, Any]],
+    cams_of: Callable[[Any], Any],
     experts: Source,
     image_size: int,
 ) -> Float[np.ndarray, "k"]:
@@ -103,7 +102,7 @@ def choose(
     counts: list[Counts] = []
     for batch, number in ordered_batches(letterboxed(shard, image_size), config.batch_size):
         positive = pathology_labels(batch["labels"])[:, None, None] == 1
-        bins = threshold_bins(maps(cams_of(batch["images"])[0], batch["images"]) * positive)
+        bins = threshold_bins(maps(cams_of(batch["images"]), batch["images"]) * positive)
         counts += map(count, bins[:number], (batch["masks"] * positive)[:number])
     return pseudo_mask_thresholds(all_gather(stack(counts), len(experts)), config.fewest)
 

@@ -15,7 +15,6 @@ from experiments.report.plots import (
     COLORS,
     CURVE_AXIS,
     QUIET,
-    SCORE,
     draw_curve,
     save_curves,
     style_axes,
@@ -29,7 +28,6 @@ COLOURS = {
     "full": COLORS["run"],
     "maps": COLORS["cam"],
     "teacher": COLORS["teacher"],
-    "fused": SCORE,
 }
 
 
@@ -50,7 +48,6 @@ def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
         "full": replace(config, rho=1.0),
         "maps": replace(config, pseudo="cam"),
         "teacher": replace(config, pseudo="teacher", rho=teacher_rho),
-        "fused": replace(config, pseudo="fused", rho=teacher_rho),
     }
     arms = {
         Point(method, count): Arm(

@@ -36,7 +36,6 @@ def training_masks(report: Mapping[str, Any]) -> str:
         "irnet": "pseudo-masks that IRNet made of CAMs",
         "cam": "CAMs as pseudo-masks",
         "teacher": "pseudo-masks of a teacher, which learned from the expert masks",
-        "fused": "pseudo-masks of a teacher, which learned from the expert masks, times CAMs",
     }
     weak = pseudo.get(report.get("pseudo") or "", "pseudo-masks")
     rho = report.get("rho")

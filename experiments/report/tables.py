@@ -43,7 +43,6 @@ PSEUDO: Final = {
     "cam": "CAM",
     "irnet": "IRNet",
     "teacher": "Teacher",
-    "fused": "Teacher x CAM",
     "prior": "Prior",
     "prior_labels": "Prior + labels",
 }

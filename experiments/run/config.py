@@ -25,7 +25,7 @@ StageName = Literal[
     "classifier", "cams", "seeds", "irnet", "pseudo_masks", "segmenter", "evaluation"
 ]
 
-PseudoSource = Literal["irnet", "cam", "teacher", "fused"]
+PseudoSource = Literal["irnet", "cam", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Config:
     """What is done to the grey levels of every image: nothing, histogram equalisation, a stretch of the
     1st to the 99th percentile, or that and a gamma that makes the median middle grey."""
     pseudo: PseudoSource = "irnet"
-    """Pseudo-masks from IRNet's random walk, from the class activation maps alone, from a teacher (the
-    segmenter of the same expert masks at rho = 1), or from the product of teacher and maps."""
+    """Pseudo-masks from IRNet's random walk, from the class activation maps alone, or from a teacher:
+    the segmenter of the same expert masks at rho = 1."""
     rounds: int = 1
     """Of a teacher: in each after the first, the student of the one before is the teacher."""
     experts: tuple[int, ...] = ()

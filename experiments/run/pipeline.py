@@ -101,7 +101,7 @@ def run_pipeline(config: Config, data: Data) -> Run:
             run.irnet = make_irnet(run, classifier, run.seeds)
             if until == "irnet":
                 return run
-        if config.pseudo in ("teacher", "fused"):
+        if config.pseudo == "teacher":
             encoder = make_encoder(run, classifier)
             make_teacher(run, encoder)
         run.pseudo_masks = make_pseudo_masks(run, config.pseudo)
@@ -231,16 +231,19 @@ def make_pseudo_masks(run: Run, source: PseudoSource) -> StageFolder:
         model = restore(network.path)
         if source == "irnet":
             return pseudo_masks_stage.walked_maps(settings, model, normalization)
-        return jit_inference(
-            pseudo_masks_stage.TeacherMaps(normalization, source == "fused"), model
-        )
+        return pseudo_masks_stage.teacher_maps(model, normalization)
+
+    def cams_of_images() -> Callable[[Any], Any]:
+        if source == "teacher":
+            return lambda images: None
+        infer = jit_inference(config.cams.maps(normalization), restore(classifier.path))
+        return lambda images: infer(images)[0]
 
     def work(folder: StageFolder) -> None:
         maps, thresholds = maps_of_source(), None
         if settings.thresholds == "chosen":
-            infer = jit_inference(config.cams.maps(normalization), restore(classifier.path))
             thresholds = pseudo_masks_stage.choose(
-                settings, maps, infer, experts, config.image_size
+                settings, maps, cams_of_images(), experts, config.image_size
             )
         elif settings.thresholds == "fixed":
             fixed = settings.cam_threshold if source == "cam" else settings.threshold
@@ -249,7 +252,7 @@ def make_pseudo_masks(run: Run, source: PseudoSource) -> StageFolder:
             settings,
             maps=maps,
             thresholds=thresholds,
-            soft=source in ("teacher", "fused"),
+            soft=source == "teacher",
             cams=RecordReader(cams, "cams"),
             images=data.mapped,
             image_size=config.image_size,
