@@ -56,9 +56,16 @@ class PseudoMasksConfig:
     batch_size: int = 16
 
 
+def upsampled(
+    cams: Float[Array, "b fh fw k"], images: UInt8[Array, "b s s 1"]
+) -> Float[Array, "b s s k"]:
+    """Return maps at the images' size."""
+    return upsample_cams(cams, content_mask(images))
+
+
 def cam_maps() -> MapsOf:
     """Return the class activation maps themselves."""
-    return jit_sharded(lambda cams, images: upsample_cams(cams, content_mask(images)))
+    return jit_sharded(upsampled)
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,16 @@ class TeacherMaps:
         return upsample_cams(maps * upsample_cams(cams, content) if self.fused else maps, content)
 
 
+def walk(config: PseudoMasksConfig) -> Callable[..., Float[Array, "b s s k"]]:
+    """Return the random walk as a function of maps, boundaries and images."""
+    return partial(walked_cams, radius=config.radius, beta=config.beta, steps=config.steps)
+
+
 def walked_maps(config: PseudoMasksConfig, irnet: Any, normalization: Normalization) -> MapsOf:
     """Return the maps walked along IRNet's boundaries."""
     boundaries = jit_inference(Boundaries(normalization), irnet)
-    walk = jit_sharded(
-        partial(walked_cams, radius=config.radius, beta=config.beta, steps=config.steps)
-    )
-    return lambda cams, images: walk(cams, boundaries(images), images)
+    walked = jit_sharded(walk(config))
+    return lambda cams, images: walked(cams, boundaries(images), images)
 
 
 def choose(
