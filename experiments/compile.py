@@ -5,8 +5,8 @@
 
 A slice of TPUs is named by generation and chips: v4 and v5p by three sides, v5e and v6e by two. That
 needs the compiler of TPUs, which runs anywhere: `pip install 'chexseg-jax[tpu]'`. `--topology cuda` and
-`cpu` take the devices at hand. Takes every flag of `experiments.chexseg`. Training steps are compiled for
-all devices of the slice, inference functions for those of one host, as a run shards them.
+`cpu` take the devices at hand. Takes every flag of `experiments.chexseg`. Training steps are compiled
+for all devices of the slice, inference functions for those of one host, as a run shards them.
 
 The table has, for each function and on one chip: memory, operations, bytes moved, the collectives, and
 the time that the chip's peak rates allow, which is a bound and no measurement. Compiling takes a minute
@@ -33,7 +33,7 @@ from experiments.compilation.slices import (
     Slice,
     TopologyError,
     open_slice,
-    prepare_compiler,
+    prepare_jax,
 )
 from experiments.run.cli import exit_on_errors
 from experiments.run.config import Config, StageName, read_flags
@@ -151,8 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments,
     )
     with exit_on_errors(TopologyError, OSError):
-        if config.topology != "cuda":
-            prepare_compiler()
+        prepare_jax(config.topology)
         target = open_slice(config.topology, config.slices)
         rows = compile_all(config, target)
         described = describe_target(config, target)

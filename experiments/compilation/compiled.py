@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import jax
 
@@ -115,7 +115,8 @@ def describe(
 ) -> Compilation:
     """Compile a function for a batch and fill in its row."""
     compiled, seconds = compile_batch(function, target, batch)
-    sizes, cost = compiled.memory_analysis(), cost_of(compiled)
+    sizes: Any = compiled.memory_analysis()
+    cost = cost_of(compiled)
     flops, bytes_moved = cost.flops, cost.bytes_moved
     note = "a loop's body counts once" if function.has_loops else ""
     if function.cost:

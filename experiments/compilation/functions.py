@@ -7,11 +7,12 @@ slice: batches are sharded, states are replicated. Inference functions are those
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -111,11 +112,15 @@ class Networks:
 
     def cams(self, dtype: Any) -> Rows:
         """Return the class activation maps, of the type in which they are stored or passed on."""
+        return {"cams": (self._cams_shape, dtype)}
+
+    @cached_property
+    def _cams_shape(self) -> tuple[int, ...]:
         spec = self.classifier
         images = jax.ShapeDtypeStruct((1, *self.images["images"][0]), jnp.uint8)
         maps = self.config.cams.maps(spec.normalization)
         cams, _ = nnx.eval_shape(lambda pixels: maps(spec.build(), pixels), images)
-        return {"cams": (cams.shape[1:], dtype)}
+        return tuple(cams.shape[1:])
 
 
 def classifier_functions(
@@ -309,7 +314,7 @@ def training(
         return step.lower(
             abstract(state, whole),
             abstract_rows(rows, batch, mesh),
-            jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+            np.int32(0),
             abstract_rows({"signals": ((), jnp.int32)}, mesh.size, mesh)["signals"],
             abstract(context, whole),
         )

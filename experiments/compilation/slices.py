@@ -90,11 +90,14 @@ def open_slice(name: str, slices: int = 1) -> Slice:
     return Slice(name, _mesh(devices), _mesh(host), peak, peak.memory)
 
 
-def prepare_compiler() -> None:
-    """Set up JAX and libtpu to compile for TPUs without one; call it before any use of JAX."""
-    for variable, value in WITHOUT_TPU.items():
-        os.environ.setdefault(variable, value)
+def prepare_jax(name: str) -> None:
+    """Set up JAX, and libtpu without a TPU, to compile for a topology; call it before any use of JAX."""
+    if name == "cuda":
+        return
     jax.config.update("jax_platforms", "cpu")
+    if name != "cpu":
+        for variable, value in WITHOUT_TPU.items():
+            os.environ.setdefault(variable, value)
 
 
 def _described(name: str, slices: int) -> list[Any]:
