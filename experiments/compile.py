@@ -16,6 +16,7 @@ its row says; 2, invalid flags.
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
@@ -73,9 +74,8 @@ class CompileConfig:
             raise ValueError(f"--slices must be at least 1, got {self.slices}")
 
 
-def compile_all(config: CompileConfig, target: Slice) -> list[Compilation]:
-    """Compile the functions that are asked for, with a line for each."""
-    rows = []
+def compile_all(config: CompileConfig, target: Slice) -> Iterator[Compilation]:
+    """Compile the functions that are asked for, one after another, with a line for each."""
     with compiling_for(target.platform):
         for function in functions_of(config.run, target):
             kind = "training" if function.is_training else "inference"
@@ -85,17 +85,20 @@ def compile_all(config: CompileConfig, target: Slice) -> list[Compilation]:
                     function, config.batch_per_chip, target, largest=config.largest
                 )
                 print(summary(row), flush=True)
-                rows.append(row)
-    return rows
+                yield row
 
 
 def summary(row: Compilation) -> str:
     """Return one line of a compilation."""
+    found = "" if row.largest is None else f"; at most {row.largest} images a chip"
     if row.memory is None:
-        return row.note
-    memory, share = (format_number(row.memory, 1e9, " GB"), format_number(row.memory_share, 0.01))
-    largest = "" if row.largest is None else f", at most {row.largest} images a chip"
-    return f"{row.compile_seconds:.0f} s, {memory} ({share} %){largest}"
+        return f"{row.note}{found}"
+    parts = [
+        f"compiled in {row.compile_seconds:.0f} s",
+        f"{format_number(row.memory, 1e9)} GB, {format_number(row.memory_share, 0.01)} % of a chip's",
+        f"{format_number(row.seconds, 1e-3)} ms at least, bound by {row.bound}",
+    ]
+    return ", ".join(parts) + found
 
 
 def cells(row: Compilation) -> list[str]:
@@ -134,6 +137,14 @@ def describe_target(config: CompileConfig, target: Slice) -> dict[str, Any]:
     }
 
 
+def write(folder: Path, target: dict[str, Any], rows: list[Compilation]) -> None:
+    """Write `compile.md` and `compile.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "compile.md") as aside:
+        aside.write_text(markdown(target, rows))
+    write_json(folder / "compile.json", {**target, "rows": [*map(asdict, rows)]})
+
+
 def markdown(target: dict[str, Any], rows: list[Compilation]) -> str:
     """Format the target and the table as Markdown."""
     lines = [f"- {name}: {value}" for name, value in target.items()]
@@ -153,14 +164,13 @@ def main(arguments: list[str] | None = None) -> None:
     with exit_on_errors(TopologyError, OSError):
         prepare_jax(config.topology)
         target = open_slice(config.topology, config.slices)
-        rows = compile_all(config, target)
-        described = describe_target(config, target)
+        described, rows = describe_target(config, target), list[Compilation]()
+        for row in compile_all(config, target):
+            rows.append(row)
+            if config.out is not None:  # after each, as each may take minutes
+                write(config.out, described, rows)
         print(f"\n{markdown(described, rows)}")
         if config.out is not None:
-            config.out.mkdir(parents=True, exist_ok=True)
-            with atomic_write(config.out / "compile.md") as aside:
-                aside.write_text(markdown(described, rows))
-            write_json(config.out / "compile.json", {**described, "rows": [*map(asdict, rows)]})
             print(f"Written: {config.out / 'compile'}.md, .json")
     if failed := [f"{row.stage}, {row.function}" for row in rows if row.memory is None]:
         sys.exit(f"{len(failed)} of {len(rows)} do not compile or do not fit: {'; '.join(failed)}")
