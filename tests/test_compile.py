@@ -151,7 +151,7 @@ def test_the_compilers_refusal_is_told_with_what_to_change(here):
     )
     known = function("classifier", "training step", here)
     row = compile_function(replace(known, lower=out_of_memory), 8, here)
-    assert "Used 20.30G of 15.75G hbm.; choose a smaller --classifier.batch-size" in row.note
+    assert "Used 20.30G of 15.75G hbm; choose a smaller --classifier.batch-size" in row.note
     assert row.note.endswith("or --classifier.accumulate 2 for the same batch")
     assert row.memory is None and "largest allocations" not in row.note
     row = compile_function(replace(known, lower=refused("INTERNAL: no such tile")), 8, here)

@@ -215,7 +215,7 @@ def search_largest(
 def first_line(error: Exception) -> str:
     """Return what XLA says of an error, without the operations that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[0].split())[:300].replace("|", "/")
+    return " ".join(lines[0].split())[:300].replace("|", "/").rstrip(".")
 
 
 def _does_not_fit(function: PipelineFunction, sizes: str) -> str:
