@@ -14,9 +14,11 @@ or more for each large network. Exit codes: 0, everything compiles and fits; 1, 
 its row says; 2, invalid flags.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
@@ -26,6 +28,7 @@ import tyro
 from chexseg_jax.runtime.atomic_write import atomic_write
 from chexseg_jax.runtime.stage_folder import write_json
 from chexseg_jax.runtime.target import compiling_for
+from chexseg_jax.training.signals import SIGNALS
 from experiments.benchmarks.table import format_number
 from experiments.compilation.compiled import Compilation, compile_function
 from experiments.compilation.functions import functions_of
@@ -81,11 +84,23 @@ def compile_all(config: CompileConfig, target: Slice) -> Iterator[Compilation]:
             kind = "training" if function.is_training else "inference"
             if function.stage in config.stages and config.functions in ("all", kind):
                 print(f"{function.stage}, {function.name} ...", end=" ", flush=True)
-                row = compile_function(
-                    function, config.batch_per_chip, target, largest=config.largest
-                )
+                with ended_by_signals():
+                    row = compile_function(
+                        function, config.batch_per_chip, target, largest=config.largest
+                    )
                 print(summary(row), flush=True)
                 yield row
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """End at once on a signal: a handler in Python would wait for the compiler, for minutes."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summary(row: Compilation) -> str:

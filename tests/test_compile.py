@@ -158,21 +158,23 @@ def test_the_compilers_refusal_is_told_with_what_to_change(here):
     assert row.note == "does not compile: INTERNAL: no such tile"
 
 
-@pytest.mark.parametrize("limit", [8, 40, 72, 100, 1000])
+@pytest.mark.parametrize("limit", [8, 40, 72, 100, 1000, 5000])
 @pytest.mark.parametrize("start", [1, 16, 64])
-def test_the_search_ends_near_the_largest_batch(limit, start):
+@pytest.mark.parametrize("unit", [8, 24])
+def test_the_search_ends_near_the_largest_batch(limit, start, unit):
     def fits(images):
+        assert images % unit == 0
         return images <= limit
 
-    largest, tried = search_largest(fits, start if fits(start) else None, start)
-    assert largest <= limit and largest in (start, *tried)
-    above = min((images for images in tried if images > limit), default=None)
-    assert above is None or above - largest <= max(8, largest / 4)
-    assert len(tried) <= 12
+    largest, tried = search_largest(fits, start, known=start <= limit, unit=unit)
+    assert largest <= limit and largest in (0, start, *tried) and len(tried) <= 13
+    above = [images for images in (start, *tried) if images > limit]
+    assert largest > 2048 if not above else min(above) - largest <= max(unit, largest / 4)
+    assert largest or limit < unit
 
 
 def test_nothing_fits_is_zero():
-    assert search_largest(lambda images: False, None, 64) == (0, [32, 16, 8])
+    assert search_largest(lambda images: False, 64, known=False) == (0, [32, 16, 8])
 
 
 def test_the_largest_batch_is_found_by_compiling(here, monkeypatch):

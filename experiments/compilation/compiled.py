@@ -66,10 +66,13 @@ def compile_function(
     """
     batch = function.batch if images is None else images * function.devices
     row = Compilation(function.stage, function.name, batch // function.devices, function.devices)
+    fit = True
     try:
         row = describe(row, function, target, batch)
-    except (BatchError, DoesNotFit) as error:
-        row = replace(row, note=f"{error}")
+    except DoesNotFit as error:
+        row, fit = replace(row, note=f"{error}"), False
+    except BatchError as error:
+        return replace(row, note=f"{error}")
     except jax.errors.JaxRuntimeError as error:
         return replace(row, note=f"does not compile: {first_line(error)}")
     if not largest:
@@ -82,7 +85,7 @@ def compile_function(
             return False
         return True
 
-    found, tried = search_largest(fits, row.images if not row.note else None, row.images)
+    found, tried = search_largest(fits, row.images, known=fit, unit=UNIT * function.accumulate)
     return replace(row, largest=found, tried=tuple(tried))
 
 
@@ -166,14 +169,15 @@ def roofline(
 
 
 def search_largest(
-    fits: Callable[[int], bool], known: int | None, start: int
+    fits: Callable[[int], bool], images: int, *, known: bool, unit: int = UNIT
 ) -> tuple[int, list[int]]:
-    """Return the largest batch that fits, 0 if none does, to a few multiples of 8; and those tried.
+    """Return the largest batch that fits, 0 if none does, after a few attempts; and those tried.
 
     Args:
         fits: whether a batch on one device fits.
-        known: one that does.
-        start: a batch to begin with if none is known.
+        images: a batch that does or does not.
+        known: whether it does.
+        unit: what batches are multiples of.
     """
     tried: list[int] = []
 
@@ -181,35 +185,30 @@ def search_largest(
         tried.append(images)
         return fits(images)
 
-    if known is None:
-        least_too_large, most = max(UNIT, start), 0
-        while not most and least_too_large > UNIT:
-            half = max(UNIT, least_too_large // 2 // UNIT * UNIT)
-            if attempt(half):
-                most = half
-            else:
-                least_too_large = half
-        if not most:
-            return 0, tried
-    else:
-        most, least_too_large = known, 0
-        while not least_too_large:
-            double = max(UNIT, 2 * most // UNIT * UNIT)
-            if double > LARGEST:
-                return most, tried
-            if attempt(double):
-                most = double
-            else:
-                least_too_large = double
+    fitting, too_large = (images, 0) if known else (0, images)
+    while not too_large:
+        double = max(unit, 2 * fitting // unit * unit)
+        if double > LARGEST:
+            return fitting, tried
+        if attempt(double):
+            fitting = double
+        else:
+            too_large = double
+    while not fitting and too_large > unit:
+        half = max(unit, too_large // 2 // unit * unit)
+        if attempt(half):
+            fitting = half
+        else:
+            too_large = half
     for _ in range(HALVINGS):
-        middle = (most + least_too_large) // 2 // UNIT * UNIT
-        if middle <= most:
+        middle = max((fitting + too_large) // 2 // unit, fitting // unit + 1) * unit
+        if not fitting or middle >= too_large:
             break
         if attempt(middle):
-            most = middle
+            fitting = middle
         else:
-            least_too_large = middle
-    return most, tried
+            too_large = middle
+    return fitting, tried
 
 
 def first_line(error: Exception) -> str:

@@ -67,6 +67,8 @@ class PipelineFunction:
     is_training: bool = False
     cost: Callable[[int], Cost] | None = None
     """Operations and bytes of a batch on all devices, where XLA does not count loops."""
+    accumulate: int = 1
+    """Parts in which a training step takes its batch."""
     has_loops: bool = False
     """Whether XLA's counts leave out the repetitions of loops."""
 
@@ -327,6 +329,7 @@ def training(
         lower,
         batch_flag(stage),
         is_training=True,
+        accumulate=accumulate,
         has_loops=has_loops or accumulate > 1,
     )
 
