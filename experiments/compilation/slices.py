@@ -78,10 +78,8 @@ def open_slice(name: str, slices: int = 1) -> Slice:
             f"{generation}:{'x'.join(['2', '2', '1'][: GENERATIONS[generation]])}"
         )
     devices = _described(name, slices)
-    host = [device for device in devices if device.process_index == devices[0].process_index]
-    if len(host) < len(devices):
-        # As a slice of its own: the compiler refuses some parts of a larger one.
-        host = _described(f"{generation}:{'x'.join(['2', '2', '1'][: GENERATIONS[generation]])}", 1)
+    # The last host's chips: of some slices, libtpu 0.0.42 refuses those of the first host, and only those.
+    host = [device for device in devices if device.process_index == devices[-1].process_index]
     peak = data_sheet_peak(devices[0].device_kind)
     if peak is None or peak.memory is None:
         raise TopologyError(
