@@ -78,7 +78,7 @@ def open_slice(name: str, slices: int = 1) -> Slice:
             f"{generation}:{'x'.join(['2', '2', '1'][: GENERATIONS[generation]])}"
         )
     devices = _described(name, slices)
-    # The last host's chips: of some slices, libtpu 0.0.42 refuses those of the first host, and only those.
+    # The last host's: of some slices, libtpu 0.0.42 refuses the first host's chips, and only those.
     host = [device for device in devices if device.process_index == devices[-1].process_index]
     peak = data_sheet_peak(devices[0].device_kind)
     if peak is None or peak.memory is None:
