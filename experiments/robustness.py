@@ -26,7 +26,14 @@ from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS, PATHOLOGIES
 from chexseg_jax.runtime.stage_folder import write_csv
 from chexseg_jax.stages.classifier import aurocs, predict
 from chexseg_jax.training.checkpoints import restore, spec_of
-from chexseg_jax.training.data import Example, Mapped, Source, letterboxed, ordered_batches
+from chexseg_jax.training.data import (
+    BatchError,
+    Example,
+    Mapped,
+    Source,
+    letterboxed,
+    ordered_batches,
+)
 from datasets.errors import DataError
 from datasets.source import open_source
 from experiments.prediction.trained import find_trained
@@ -106,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line."""
     name = "python -m experiments.robustness"
     config = tyro.cli(RobustnessConfig, prog=name, args=arguments, description=__doc__)
-    with exit_on_errors(DataError, ChexlocalizeError, OSError):
+    with exit_on_errors(DataError, ChexlocalizeError, BatchError, OSError):
         evaluation = find_trained(config.run, "segmenter").evaluation
         assert evaluation is not None  # of a segmenter
         rows = measure(config, evaluation)

@@ -18,6 +18,7 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.pseudolabels.crf import CrfConfig, seeds_from_cams
 from chexseg_jax.pseudolabels.random_walk import random_walk
 from chexseg_jax.runtime.cpu import compute_dtype
+from chexseg_jax.runtime.target import compiling_for
 from chexseg_jax.stages import classifier as classifier_stage
 from chexseg_jax.stages import irnet as irnet_stage
 from chexseg_jax.stages import segmenter as segmenter_stage
@@ -30,9 +31,10 @@ RESIDUAL = BackboneSpec("resnet", (1, 1, 1, 1), width=4)
 
 
 @pytest.fixture(autouse=True)
-def accelerator(monkeypatch):
-    """Let the process believe that its backend is a TPU."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def accelerator():
+    """Build networks as for a TPU."""
+    with compiling_for("tpu"):
+        yield
 
 
 def lowered(function, *shapes):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
 from chexseg_jax.images import Normalization, content_fractions, content_mask
@@ -20,13 +21,20 @@ from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, OBSERVATIONS
 from chexseg_jax.pseudolabels.gradcam import grad_cam, normalize_cams
 from chexseg_jax.runtime.cpu import compiler_options
 from chexseg_jax.runtime.sharding import local_mesh, replicated, shard_local
+from chexseg_jax.runtime.target import target_platform
+from chexseg_jax.training.data import check_divides
 
 Images = UInt8[Array, "b h w 1"]
 PATHOLOGY_OUTPUTS = np.asarray(OBSERVATION_OF_PATHOLOGY)
 
 
+def jitted_apply() -> jax.stages.Wrapped:
+    """Return what `jit_inference` calls with (function, graph, state, *arrays)."""
+    return _jitted_apply(target_platform())
+
+
 @cache
-def _jitted() -> Callable[..., Any]:
+def _jitted_apply(platform: str) -> jax.stages.Wrapped:
     def apply(function: Callable[..., Any], graph: Any, state: Any, *arrays: Any) -> Any:
         return function(nnx.merge(graph, state), *arrays)
 
@@ -37,26 +45,31 @@ def jit_inference(function: Callable[..., Any], model: nnx.Module) -> Callable[.
     """Return `function(model, *arrays)` on this process's devices, NumPy in and out.
 
     Compiled once for each function, network and shape, whatever the weights. The first axis of the
-    arrays is sharded over the devices, so it must be a multiple of their number.
+    arrays is sharded over the devices; the function raises BatchError if it is no multiple of them.
     """
-    mesh, apply = local_mesh(), _jitted()
+    mesh, apply = local_mesh(), jitted_apply()
     graph, state = nnx.split(model)
     state = jax.device_put(jax.device_get(state), replicated(mesh))
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(apply(function, graph, state, *shard_local(arrays, mesh)))
+        return jax.device_get(apply(function, graph, state, *_shard(arrays, mesh)))
 
     return run
 
 
 def jit_sharded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of arrays, jitted and sharded over this process's devices, NumPy in and out."""
+    """Return a function of arrays, jitted and sharded as `jit_inference` does, NumPy in and out."""
     mesh, jitted = local_mesh(), jax.jit(function)
 
     def run(*arrays: Any) -> Any:
-        return jax.device_get(jitted(*shard_local(arrays, mesh)))
+        return jax.device_get(jitted(*_shard(arrays, mesh)))
 
     return run
+
+
+def _shard(arrays: tuple[Any, ...], mesh: Mesh) -> tuple[Any, ...]:
+    check_divides(len(arrays[0]), mesh.size)
+    return shard_local(arrays, mesh)
 
 
 def classifier_outputs(

@@ -17,6 +17,8 @@ from jax import lax
 from jax.extend.backend import clear_backends
 from jaxtyping import Array, Float
 
+from chexseg_jax.runtime.target import target_platform
+
 YNNPACK_SUMS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 """Leave sums to YNNPACK, which is faster than XLA's loops, and convolutions to Eigen, which is faster
 than YNNPACK."""
@@ -83,15 +85,17 @@ def _max_of_three(maps: Float[Array, "b h w c"], axis: int) -> Float[Array, "b o
 
 
 def compute_dtype() -> Any:
-    """Return bfloat16 where the hardware multiplies it faster, else float32."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    """Return bfloat16 where the target's hardware multiplies it faster, else float32."""
+    return jnp.float32 if target_platform() == "cpu" else jnp.bfloat16
+
+
+def compiler_options() -> dict[str, str]:
+    """Return XLA's options for compiling a network for the target."""
+    return _known_options() if target_platform() == "cpu" else {}
 
 
 @cache
-def compiler_options() -> dict[str, str]:
-    """Return XLA's options for compiling a network on this machine."""
-    if jax.default_backend() != "cpu":
-        return {}
+def _known_options() -> dict[str, str]:
     try:
         jax.jit(lambda: 0, compiler_options=YNNPACK_SUMS).lower().compile()
     except jax.errors.JaxRuntimeError:  # an experimental option: another XLA may lack it

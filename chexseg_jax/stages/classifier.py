@@ -100,6 +100,11 @@ def objective(config: ClassifierConfig, teacher_graph: nnx.GraphDef | None = Non
     return loss_of
 
 
+def optimizer(config: ClassifierConfig, steps: int) -> optax.GradientTransformation:
+    """Return Adam with the learning rates of a number of steps."""
+    return optax.adam(learning_rates(config.schedule, config.learning_rate, steps))
+
+
 def predict(
     model: Any, source: Source, spec: NetworkSpec, batch_size: int
 ) -> tuple[Float[np.ndarray, "m n"], Int[np.ndarray, "m n"]]:
@@ -177,7 +182,7 @@ def run(
             gamma=config.gamma,
         ),
         objective(config, teacher_graph),
-        optax.adam(learning_rates(config.schedule, config.learning_rate, steps)),
+        optimizer(config, steps),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,

@@ -118,6 +118,11 @@ def optimizer(config: IrnetConfig, steps: int) -> optax.GradientTransformation:
     return optax.partition({"boundary": sgd(rate), "displacement": sgd(10 * rate)}, branch)
 
 
+def trained(config: IrnetConfig) -> nnx.filterlib.Filter:
+    """Return the filter of the variables that a training updates."""
+    return HEADS if config.displacement else BOUNDARY_HEAD
+
+
 def training_steps(config: IrnetConfig, images: int) -> int:
     """Return the optimizer steps of a training on the seeds of these images."""
     return max(1, round(config.epochs * images / config.batch_size))
@@ -178,7 +183,7 @@ def run(
         steps=steps,
         every=config.every,
         key=jax.random.key(seed),
-        trained=HEADS if config.displacement else BOUNDARY_HEAD,
+        trained=trained(config),
         accumulate=config.accumulate,
     )
     folder.finish(**best, network=asdict(spec), images=len(seeds))

@@ -61,33 +61,50 @@ class PseudoMasksConfig:
     batch_size: int = 16
 
 
+def upsampled(
+    cams: Float[Array, "b fh fw k"], images: UInt8[Array, "b s s 1"]
+) -> Float[Array, "b s s k"]:
+    """Return maps at the images' size."""
+    return upsample_cams(cams, content_mask(images))
+
+
 def cam_maps() -> MapsOf:
     """Return the class activation maps themselves."""
-    return jit_sharded(lambda cams, images: upsample_cams(cams, content_mask(images)))
+    return jit_sharded(upsampled)
 
 
-def teacher_maps(teacher: Any, normalization: Normalization) -> MapsOf:
-    """Return a segmenter's probabilities, divided by their maximum, whatever the maps.
+@dataclass(frozen=True)
+class TeacherMaps:
+    """A segmenter's probabilities, divided by their maximum.
 
     Pseudo-labels of a network trained on few labels, for a student that also sees these labels: noisy
     student self-training (Xie et al. 2020), and the distillation that the paper's first version
     (arXiv 2102.10484v1) describes in its abstract.
     """
 
-    def probabilities(model: Any, images: UInt8[Array, "b s s 1"]) -> Float[Array, "b s s k"]:
-        return upsample_cams(MaskProbabilities(normalization)(model, images), content_mask(images))
+    normalize: Normalization
 
-    infer = jit_inference(probabilities, teacher)
+    def __call__(self, model: Any, images: UInt8[Array, "b s s 1"]) -> Float[Array, "b s s k"]:
+        """Return the maps of letterboxed images."""
+        return upsample_cams(MaskProbabilities(self.normalize)(model, images), content_mask(images))
+
+
+def teacher_maps(teacher: Any, normalization: Normalization) -> MapsOf:
+    """Return the maps of a teacher, which needs the images alone."""
+    infer = jit_inference(TeacherMaps(normalization), teacher)
     return lambda cams, images: infer(images)
+
+
+def walk(config: PseudoMasksConfig) -> Callable[..., Float[Array, "b s s k"]]:
+    """Return the random walk as a function of maps, boundaries and images."""
+    return partial(walked_cams, radius=config.radius, beta=config.beta, steps=config.steps)
 
 
 def walked_maps(config: PseudoMasksConfig, irnet: Any, normalization: Normalization) -> MapsOf:
     """Return the maps walked along IRNet's boundaries."""
     boundaries = jit_inference(Boundaries(normalization), irnet)
-    walk = jit_sharded(
-        partial(walked_cams, radius=config.radius, beta=config.beta, steps=config.steps)
-    )
-    return lambda cams, images: walk(cams, boundaries(images), images)
+    walked = jit_sharded(walk(config))
+    return lambda cams, images: walked(cams, boundaries(images), images)
 
 
 def choose(

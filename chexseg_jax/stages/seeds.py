@@ -49,12 +49,13 @@ class SeedsConfig:
             )
 
 
-def _seeds(
+def crf_seeds(
     cams: Float[Array, "b fh fw k"],
     images: UInt8[Array, "b s s 1"],
     labels: Int[Array, "b k"],
     config: SeedsConfig,
 ) -> Int[Array, "b h w k"]:
+    """Return seeds on the grid of stride 4: 1 foreground, 0 background, -1 ignored."""
     side = images.shape[1] // STRIDE
     content = content_cells(images, side, side)
     small = jax.image.resize(images.astype(jnp.float32), (images.shape[0], side, side, 1), "linear")
@@ -74,7 +75,7 @@ def run(
     config: SeedsConfig, *, cams: RecordReader, images: Source, image_size: int, folder: StageFolder
 ) -> None:
     """Write `seeds-*.arrayrecord`: index and seeds of each image with a positive finding."""
-    make_seeds = jit_sharded(partial(_seeds, config=config))
+    seeds_of = jit_sharded(partial(crf_seeds, config=config))
     for path, indices in missing_shards(folder, "seeds", len(images), "arrayrecord"):
         records = [cams[index] for index in indices]
         labels = pathology_labels(np.stack([record["labels"] for record in records]))
@@ -85,7 +86,7 @@ def run(
         for batch, count in ordered_batches(source, config.batch_size):
             rows = seeded[len(examples) : len(examples) + count]
             padded = np.resize(rows, config.batch_size)
-            seeds = make_seeds(maps[padded], batch["images"], labels[padded])
+            seeds = seeds_of(maps[padded], batch["images"], labels[padded])
             pairs = zip(rows + indices.start, seeds, strict=False)
             examples += [dict(index=np.asarray(i), seeds=s) for i, s in pairs]
         write_records(path, examples)

@@ -108,6 +108,11 @@ def objective(
     return loss_of
 
 
+def optimizer(config: SegmenterConfig, steps: int) -> optax.GradientTransformation:
+    """Return Adam with the learning rates of a number of steps."""
+    return optax.adam(learning_rates(config.schedule, config.learning_rate, steps))
+
+
 def counts_of(
     model: Any, shard: Source, total: int, normalization: Normalization, batch_size: int
 ) -> Counts:
@@ -186,7 +191,7 @@ def run(
         model,
         mix(dataset(experts, seed), dataset(weak, seed + 1), rho, seed),
         objective(spec.normalization, config.loss, config.targets),
-        optax.adam(learning_rates(config.schedule, config.learning_rate, steps)),
+        optimizer(config, steps),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,

@@ -274,14 +274,23 @@ def process_batches(dataset: grain.MapDataset, size: int) -> grain.MapDataset:
 
     Only those rows are read. Mixing and augmentation depend on an element's global index.
     """
-    if size % jax.device_count():
-        raise BatchError(
-            f"a batch of {size} does not divide over {jax.device_count()} devices; "
-            f"choose a multiple of {jax.device_count()}"
-        )
+    check_divides(size, jax.device_count())
     rows = _ProcessRows(len(dataset), size)
     local = grain.MapDataset.select_from_datasets([dataset.map(_without_id)], rows)
     return local.batch(size // jax.process_count(), drop_remainder=True)
+
+
+def check_divides(size: int, devices: int) -> None:
+    """Check that every device gets as many examples of a batch.
+
+    Raises:
+        BatchError: it does not.
+    """
+    if size % devices:
+        raise BatchError(
+            f"a batch of {size} does not divide over {devices} devices; choose a batch size that is a "
+            f"multiple of {devices}"
+        )
 
 
 def image_ids_of(dataset: grain.MapDataset, size: int, step: int) -> list[str]:

@@ -156,12 +156,7 @@ def fit(
         )
 
     dataset, single_process = process_batches(examples, batch_size), jax.process_count() == 1
-    parts = batch_size // jax.device_count()
-    if accumulate < 1 or parts % accumulate:
-        raise BatchError(
-            f"{_flag(name, 'accumulate')}={accumulate} does not divide the {parts} images of a batch "
-            f"that a device has; choose a divisor of {parts}"
-        )
+    check_accumulate(name, batch_size // jax.device_count(), accumulate)
     with Checkpoints(folder / "checkpoints") as checkpoints, deferred_signals() as signals:
         start = last_saved = checkpoints.latest() or 0
         if start:
@@ -228,6 +223,19 @@ def fit(
             bar.update(batch_size)
         bar.close()
         return checkpoints.best_score()
+
+
+def check_accumulate(name: str, rows: int, accumulate: int) -> None:
+    """Check that the rows of a batch that a device has divide into equal parts.
+
+    Raises:
+        BatchError: they do not; the message names the flag of the training.
+    """
+    if accumulate < 1 or rows % accumulate:
+        raise BatchError(
+            f"{_flag(name, 'accumulate')}={accumulate} does not divide the {rows} images of a batch "
+            f"that a device has; choose a divisor of {rows}"
+        )
 
 
 def _flag(name: str, setting: str) -> str:

@@ -3,10 +3,12 @@
 Peaks are from the makers' data sheets, dense (NVIDIA's 2:4 sparsity would double them): NVIDIA A100
 (2021: 312 and 156 TFLOP/s; 1.555, 1.935, 2.039 TB/s), H100 (2023: SXM 989 and 494, PCIe 756 and 378,
 NVL 835 and 417 TFLOP/s; 3.35, 2.0, 3.9 TB/s), H200 (2024: 989 and 494 TFLOP/s, 4.8 TB/s); Google
-Cloud TPU's system architecture pages, v4, v5e, v5p, v6e (275, 197, 459, 918 TFLOP/s; 1.228, 0.819,
-2.765, 1.638 TB/s). Float32 is TF32 on NVIDIA's devices and is multiplied in bfloat16 on TPUs: XLA's
-default on both. On a device that is not listed, and on any CPU, peaks are measured: a large matrix
-product, and a large array read and written.
+Cloud TPU's system architecture pages (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e), v4, v5e, v5p,
+v6e (275, 197, 459, 918 TFLOP/s; 1.228, 0.819, 2.765, 1.638 TB/s; 32, 16, 95, 32 GB of HBM; interchip
+interconnect of 2,400, 1,600, 4,800, 3,200 Gbps, all links of a chip in one direction). NVLink is half
+of the sheets' 600 and 900 GB/s, which are of both directions. Float32 is TF32 on NVIDIA's devices and
+is multiplied in bfloat16 on TPUs: XLA's default on both. On a device that is not listed, and on any
+CPU, peaks are measured: a large matrix product, and a large array read and written.
 """
 
 import time
@@ -18,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+GIB: Final = 2**30
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -27,6 +31,10 @@ class Peak:
     float32: float
     bandwidth: float  # bytes a second
     source: str = "data sheet"
+    memory: float | None = None  # bytes
+    interconnect: float | None = (
+        None  # bytes a second that a chip sends to others, all links together
+    )
 
     def flops_per_second(self, dtype: DTypeLike) -> float:
         """Return the operations a second in a precision."""
@@ -34,18 +42,18 @@ class Peak:
 
 
 DATA_SHEETS: Final[dict[str, Peak]] = {
-    "H200": Peak(989e12, 494e12, 4.8e12),
-    "H100 NVL": Peak(835e12, 417e12, 3.9e12),
-    "H100 PCIe": Peak(756e12, 378e12, 2.0e12),
-    "H100": Peak(989e12, 494e12, 3.35e12),
-    "A100-SXM4-80GB": Peak(312e12, 156e12, 2.039e12),
-    "A100 80GB PCIe": Peak(312e12, 156e12, 1.935e12),
-    "A100": Peak(312e12, 156e12, 1.555e12),
-    "TPU v4": Peak(275e12, 275e12, 1.228e12),
-    "TPU v5 lite": Peak(197e12, 197e12, 0.819e12),
-    "TPU v5e": Peak(197e12, 197e12, 0.819e12),
-    "TPU v5": Peak(459e12, 459e12, 2.765e12),
-    "TPU v6": Peak(918e12, 918e12, 1.638e12),
+    "H200": Peak(989e12, 494e12, 4.8e12, memory=141e9, interconnect=450e9),
+    "H100 NVL": Peak(835e12, 417e12, 3.9e12, memory=94e9),
+    "H100 PCIe": Peak(756e12, 378e12, 2.0e12, memory=80e9),
+    "H100": Peak(989e12, 494e12, 3.35e12, memory=80e9, interconnect=450e9),
+    "A100-SXM4-80GB": Peak(312e12, 156e12, 2.039e12, memory=80e9, interconnect=300e9),
+    "A100 80GB PCIe": Peak(312e12, 156e12, 1.935e12, memory=80e9),
+    "A100": Peak(312e12, 156e12, 1.555e12, memory=40e9),
+    "TPU v4": Peak(275e12, 275e12, 1.228e12, memory=32 * GIB, interconnect=300e9),
+    "TPU v5 lite": Peak(197e12, 197e12, 0.819e12, memory=16 * GIB, interconnect=200e9),
+    "TPU v5e": Peak(197e12, 197e12, 0.819e12, memory=16 * GIB, interconnect=200e9),
+    "TPU v5": Peak(459e12, 459e12, 2.765e12, memory=95 * GIB, interconnect=600e9),
+    "TPU v6": Peak(918e12, 918e12, 1.638e12, memory=32 * GIB, interconnect=400e9),
 }
 """By a substring of JAX's `device_kind`; the first match counts."""
 

@@ -34,6 +34,7 @@ from chexseg_jax.stages import segmenter as segmenter_stage
 from chexseg_jax.stages.pseudo_masks import PseudoMasksConfig
 from chexseg_jax.stages.seeds import STRIDE, SeedsConfig
 from chexseg_jax.training.step import Batch, Objective, init_state, make_step
+from experiments.benchmarks.roofline import Cost
 
 RowName = Literal[
     "classifier",
@@ -191,12 +192,7 @@ def cams_workloads(scale: Scale) -> Iterator[Workload]:
 
 
 def seeds_workloads(scale: Scale) -> Iterator[Workload]:
-    """Yield the CRF of ten pathologies at both thresholds.
-
-    Its operations, for each pair of cells: once the distance of three features and an exponential
-    (counted as one), and in every iteration the product with twice ten maps. Its bytes: those maps read
-    and written in every iteration.
-    """
+    """Yield the CRF of ten pathologies at both thresholds."""
     images, side = scale.batches["seeds"], scale.image_size // STRIDE
     config = SeedsConfig()
     seeds = partial(
@@ -206,7 +202,8 @@ def seeds_workloads(scale: Scale) -> Iterator[Workload]:
         background=config.background,
         stride=STRIDE,
     )
-    pairs, maps, iterations = float(side) ** 4, 2 * MAPS, config.crf.iterations
+    iterations = config.crf.iterations
+    cost = crf_cost(images, side, iterations)
     arguments = (
         smooth_maps(images, side),
         random_images(images, side).astype(np.float32),
@@ -216,6 +213,20 @@ def seeds_workloads(scale: Scale) -> Iterator[Workload]:
         Case("seeds", f"CRF of {MAPS}, {side} x {side}", images, side, steps=iterations),
         jax.jit(seeds),
         shard_local(arguments, global_mesh()),
+        flops=cost.flops,
+        bytes_moved=cost.bytes_moved,
+    )
+
+
+def crf_cost(images: int, side: int, iterations: int) -> Cost:
+    """Return the operations and bytes of the CRF of ten pathologies at both thresholds.
+
+    Operations, for each pair of cells: once the distance of three features and an exponential (counted
+    as one), and in every iteration the product with twice ten maps. Bytes: those maps read and written
+    in every iteration.
+    """
+    pairs, maps = float(side) ** 4, 2 * MAPS
+    return Cost(
         flops=images * pairs * (10 + 2 * maps * iterations),
         bytes_moved=images * side**2 * 4.0 * 2 * maps * iterations,
     )
@@ -248,26 +259,35 @@ def irnet_workloads(scale: Scale) -> Iterator[Workload]:
 
 
 def random_walk_workloads(scale: Scale) -> Iterator[Workload]:
-    """Yield the random walk of ten maps at every size.
-
-    Its operations, in each product with the matrix: a difference, a product and a sum for each neighbour
-    of each cell of each map. Its bytes: each pair's affinity read, and the maps read and written, once a
-    product. Eight steps are eight products, 256 are 90.
-    """
+    """Yield the random walk of ten maps at every size."""
     images, beta = scale.batches["random_walk"], PseudoMasksConfig().beta
     for side, radius, steps in scale.walks:
         walk = partial(random_walk, radius=radius, beta=beta, steps=steps)
         title = f"walk of {MAPS}, {side} x {side}, radius {radius}, {steps} steps"
-        cells, pairs = float(images * side**2), len(paths(radius))
-        products = len(chebyshev(steps)) - 1
+        cost = walk_cost(images, side, radius, steps)
         boundaries = np.random.default_rng(4).random((images, side, side), np.float32) ** 4
         yield Workload(
             Case("random_walk", title, images, side, radius, steps),
             jax.jit(walk),
             shard_local((smooth_maps(images, side), boundaries), global_mesh()),
-            flops=3 * cells * 2 * pairs * MAPS * products,
-            bytes_moved=4 * cells * (pairs + 2 * MAPS) * products,
+            flops=cost.flops,
+            bytes_moved=cost.bytes_moved,
         )
+
+
+def walk_cost(images: int, side: int, radius: int, steps: int) -> Cost:
+    """Return the operations and bytes of the random walk of ten maps.
+
+    Operations, in each product with the matrix: a difference, a product and a sum for each neighbour of
+    each cell of each map. Bytes: each pair's affinity read, and the maps read and written, once a
+    product. Eight steps are eight products, 256 are 90.
+    """
+    cells, pairs = float(images * side**2), len(paths(radius))
+    products = len(chebyshev(steps)) - 1
+    return Cost(
+        flops=3 * cells * 2 * pairs * MAPS * products,
+        bytes_moved=4 * cells * (pairs + 2 * MAPS) * products,
+    )
 
 
 def segmenter_workloads(scale: Scale) -> Iterator[Workload]:
