@@ -2,9 +2,11 @@
 
 Two steps differ from the usual implementation, are faster and mathematically equal: the batch moments
 of a channel are computed once and shared by all layers that read it, and a transition pools before its
-1 x 1 convolution, not after. At output stride 16 the last block is dilated: every second cell of its map
-is exactly the map at stride 32.
+1 x 1 convolution, not after. A block is trained by `dense_block`. At output stride 16 the last block is
+dilated: every second cell of its map is exactly the map at stride 32.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from chexseg_jax.models.backbone import Stages, is_dilated
+from chexseg_jax.models.dense_block import LayerWeights, NormedConv, dense_block
 from chexseg_jax.models.initializers import he_normal_fan_in
 from chexseg_jax.models.layers import (
     BatchNorm,
     Conv,
     Moments,
     average_pool,
-    concatenate_moments,
     linear,
     max_pool,
     moments_of,
@@ -41,6 +43,7 @@ class DenseLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         middle = bottleneck * growth
+        self.dilation = dilation
         self.norm1 = BatchNorm(inputs, dtype=dtype)
         self.conv1 = Conv(inputs, middle, 1, init=he_normal_fan_in, dtype=dtype, rngs=rngs)
         self.norm2 = BatchNorm(middle, dtype=dtype)
@@ -48,12 +51,17 @@ class DenseLayer(nnx.Module):
             middle, growth, 3, dilation=dilation, init=he_normal_fan_in, dtype=dtype, rngs=rngs
         )
 
-    def __call__(
-        self, maps: Float[Array, "b h w c"], moments: Moments | None, *, train: bool
-    ) -> Float[Array, "b h w g"]:
-        """Return the new channels."""
-        narrow = self.conv1(jax.nn.relu(self.norm1(maps, train=train, moments=moments)))
-        return self.conv2(jax.nn.relu(self.norm2(narrow, train=train)))
+    def __call__(self, maps: Float[Array, "b h w c"]) -> Float[Array, "b h w g"]:
+        """Return the new channels by the running statistics."""
+        narrow = self.conv1(jax.nn.relu(self.norm1(maps, train=False)))
+        return self.conv2(jax.nn.relu(self.norm2(narrow, train=False)))
+
+    def weights(self) -> LayerWeights:
+        """Return what `dense_block` needs of the layer."""
+        pairs = ((self.norm1, self.conv1), (self.norm2, self.conv2))
+        return LayerWeights(
+            *(NormedConv(n.scale[...], n.bias[...], c.kernel[...]) for n, c in pairs)
+        )
 
 
 class Transition(nnx.Module):
@@ -70,6 +78,29 @@ class Transition(nnx.Module):
         """Return the next block's input."""
         active = jax.nn.relu(self.norm(maps, train=train, moments=moments))
         return self.conv(average_pool(active, 1 if self.dilated else 2))
+
+
+def train_block(
+    block: Sequence[DenseLayer], maps: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h w o"], Moments]:
+    """Return a block's output and its moments, and update the running statistics of its layers."""
+    weights = [layer.weights() for layer in block]
+    dilation = block[0].dilation if block else 1
+    maps, moments, narrow_moments = dense_block(maps, moments_of(maps), weights, dilation)
+    cells = maps.size // maps.shape[-1]
+    for layer, narrow in zip(block, narrow_moments, strict=True):
+        layer.norm1.update(moments.first(layer.norm1.scale.size), cells)
+        layer.norm2.update(narrow, cells)
+    return maps, moments
+
+
+def run_block(
+    block: Sequence[DenseLayer], maps: Float[Array, "b h w c"]
+) -> Float[Array, "b h w o"]:
+    """Return a block's output by the running statistics of its layers."""
+    for layer in block:
+        maps = jnp.concatenate([maps, layer(maps)], -1)
+    return maps
 
 
 class DenseNet(nnx.Module):
@@ -119,11 +150,7 @@ class DenseNet(nnx.Module):
         maps = max_pool(jax.nn.relu(self.stem_norm(self.stem(images), train=train)))
         stages = [maps]
         for index, block in enumerate(self.blocks):
-            moments = moments_of(maps) if train else None
-            for layer in block:
-                new = layer(maps, moments, train=train)
-                maps = jnp.concatenate([maps, new], -1)
-                moments = concatenate_moments(moments, moments_of(new)) if moments else None
+            maps, moments = train_block(block, maps) if train else (run_block(block, maps), None)
             if index < len(self.transitions):
                 stages.append(maps)
                 maps = self.transitions[index](maps, moments, train=train)
