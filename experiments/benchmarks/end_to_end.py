@@ -129,6 +129,7 @@ def _run_stages(scale: Scale, source: Source, count: int, classifier: Any, irnet
             config,
             maps=pseudo_masks_stage.walked_maps(config, irnet, IMAGENET),
             thresholds=np.full(len(PATHOLOGIES), config.threshold),
+            soft=False,
             cams=cams,
             folder=open_folder("pseudo_masks"),
             **shared,
