@@ -23,7 +23,7 @@ from chexseg_jax.pseudolabels.gradcam import normalize_cams, upsample_cams
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.data import letterboxed, ordered_batches
 from experiments.run.config import read_arguments
-from experiments.run.data import open_data
+from experiments.run.data import Data, open_data
 from experiments.run.pipeline import run_pipeline
 
 BATCH = 16
@@ -83,11 +83,20 @@ def measure(infer: Callable[..., Any], source: Any, size: int) -> tuple[Counts, 
     return stack(counts), np.concatenate(hits)
 
 
+def judge(infer: Callable[..., Any], data: Data, size: int) -> tuple[float, float]:
+    """Return the pooled IoU and the hit rate of maps on hidden masks, at thresholds of expert-train."""
+    assert data.hidden is not None, "only phantoms have hidden masks"
+    chosen = pseudo_mask_thresholds(measure(infer, data.expert_train, size)[0], 8)
+    counts, hits = measure(infer, data.hidden, size)
+    rows = np.abs(THRESHOLDS[:, None] - chosen).argmin(0)
+    ious = counts.pooled().iou()[rows, np.arange(len(rows))]
+    return mean_of(ious), mean_of(np.nanmean(hits, 0))
+
+
 def main() -> None:
     """Train the classifier if need be, and print a table of the kinds."""
     config = replace(read_arguments(str(__doc__), sys.argv[1:]), until="classifier")
     data, size = open_data(config), config.image_size
-    assert data.hidden is not None, "only phantoms have hidden masks"
     folder = run_pipeline(config, data).classifier
     assert folder is not None
     model, normalize = restore(folder.path), spec_of(folder.path).normalization
@@ -100,12 +109,8 @@ def main() -> None:
     print("| maps | pooled IoU | hit rate | seconds |\n| --- | --- | --- | --- |")
     for name, kind in kinds.items():
         started, infer = time.monotonic(), jit_inference(kind, model)
-        chosen = pseudo_mask_thresholds(measure(infer, data.expert_train, size)[0], 8)
-        counts, hits = measure(infer, data.hidden, size)
-        rows = np.abs(THRESHOLDS[:, None] - chosen).argmin(0)
-        ious = counts.pooled().iou()[rows, np.arange(len(rows))]
-        rate = mean_of(np.nanmean(hits, 0))
-        print(f"| {name} | {mean_of(ious):.3f} | {rate:.3f} | {time.monotonic() - started:.0f} |")
+        iou, rate = judge(infer, data, size)
+        print(f"| {name} | {iou:.3f} | {rate:.3f} | {time.monotonic() - started:.0f} |")
 
 
 if __name__ == "__main__":

@@ -155,3 +155,11 @@ def test_soft_masks_are_one_half_at_the_threshold_and_hard_above_it():
     assert soft[0, [0, 100]].tolist() == [[[0, 0, 0]], [[255, 255, 255]]]
     assert soft[0, 10, 0].tolist() == [64, 26, 16]  # 255 x .1 / (2 x .2), (2 x .5), (2 x .8)
     assert soft[0, 90, 0].tolist() == [239, 230, 191]  # 255 (1 - .1 / (2 x .8)), ...
+
+
+def test_soft_masks_at_the_ends_of_the_thresholds():
+    maps = np.array([0, 0.5, 1], np.float32)[None, :, None, None] * np.ones(2, np.float32)
+    thresholds = np.array([0, 1], np.float32)
+    soft, hard = soft_masks(maps, thresholds), hard_masks(maps, thresholds)
+    np.testing.assert_array_equal(soft >= 128, hard == 255)
+    assert soft[0, :, 0].tolist() == [[0, 0], [191, 64], [255, 127]]

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from chexseg_jax.evaluation.metrics import overlap, patients_of, pooled_intervals, stack
@@ -26,7 +25,7 @@ from chexseg_jax.stages.evaluation import count_methods, location_prior
 from chexseg_jax.stages.segmenter import expert_dataset, objective, training_steps
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.data import letterboxed, ordered_batches, shuffled_repeated
-from chexseg_jax.training.loop import fit, learning_rates
+from chexseg_jax.training.loop import adam, fit
 from experiments.run.config import read_arguments
 from experiments.run.data import Data, open_data
 from experiments.run.pipeline import run_pipeline
@@ -87,7 +86,6 @@ def train_unet(config: Any, data: Data, size: int, normalization: Any, folder: P
         experts, seed, strength=settings.augment, exposure=settings.exposure, gamma=settings.gamma
     )
     steps = training_steps(settings, len(data.expert_train), len(data.train), 1.0)
-    rates = learning_rates(settings.schedule, settings.learning_rate, steps)
     trained: list[Any] = []
 
     def keep(model: Any) -> dict[str, float]:
@@ -98,7 +96,7 @@ def train_unet(config: Any, data: Data, size: int, normalization: Any, folder: P
         UNet(width, seed),
         masked,
         objective(normalization, settings.loss),
-        optax.adam(rates),
+        adam(settings.schedule, settings.learning_rate, steps),
         folder=folder,
         name="unet",
         batch_size=settings.batch_size,

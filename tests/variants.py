@@ -9,48 +9,35 @@ hidden masks of phantoms, as `python -m tests.maps` does it.
 """
 
 import sys
-from dataclasses import replace
-
-import numpy as np
+from dataclasses import asdict, replace
 
 from chexseg_jax.evaluation.metrics import (
-    THRESHOLDS,
     Counts,
-    Interval,
     hierarchical_intervals,
     mean_of,
     patients_of,
 )
 from chexseg_jax.evaluation.scoring import read_counts
-from chexseg_jax.evaluation.thresholds import pseudo_mask_thresholds
 from chexseg_jax.inference.apply import jit_inference
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS
 from chexseg_jax.runtime.stage_folder import StageFolder
 from chexseg_jax.training.checkpoints import restore, spec_of
+from experiments.comparison.output import signed
+from experiments.report.tables import format_interval, format_score
 from experiments.run.cli import managed_run
 from experiments.run.config import Config, read_arguments
 from experiments.run.data import Data, open_data, with_experts
 from experiments.run.pipeline import made, run_pipeline
-from tests.maps import measure
+from tests.maps import judge
 
 SEEDS = (17, 18, 19)
 
 
 def score_maps(config: Config, data: Data, classifier: StageFolder) -> str:
     """Return the label-gated IoU and the hit rate of the maps of a classifier, on hidden masks."""
-    assert data.hidden is not None, "only phantoms have hidden masks"
     kind = config.cams.maps(spec_of(classifier.path).normalization)
-    infer = jit_inference(kind, restore(classifier.path))
-    chosen = pseudo_mask_thresholds(measure(infer, data.expert_train, config.image_size)[0], 8)
-    counts, hits = measure(infer, data.hidden, config.image_size)
-    rows = np.abs(THRESHOLDS[:, None] - chosen).argmin(0)
-    ious = counts.pooled().iou()[rows, np.arange(len(rows))]
-    return f"{mean_of(ious):.3f} and {mean_of(np.nanmean(hits, 0)):.2f}"
-
-
-def interval(value: Interval, sign: str = "") -> str:
-    """Format a mean and its interval."""
-    return f"{value.mean:{sign}.3f} [{value.lower:{sign}.3f}, {value.upper:{sign}.3f}]"
+    iou, rate = judge(jit_inference(kind, restore(classifier.path)), data, config.image_size)
+    return f"{iou:.3f} and {rate:.2f}"
 
 
 def compare(given: list[str], variants: list[str], maps: bool) -> None:
@@ -75,11 +62,11 @@ def compare(given: list[str], variants: list[str], maps: bool) -> None:
                 judged.append(score_maps(config, drawn, classifier))
             runs.append(read_counts(evaluation.path / "counts.npz")["run"][1])
             print(f"{variant or 'as it is'}, seed {seed}: {evaluation.path}", file=sys.stderr)
-        mean = interval(hierarchical_intervals(runs, patients=patients)[1])
+        mean = hierarchical_intervals(runs, patients=patients)[1]
         less = hierarchical_intervals(runs, first, patients=patients)[1] if first else None
         first = first or runs
-        columns = [", ".join(f"{value:.3f}" for value in aurocs), ", ".join(judged), mean]
-        columns.append(interval(less, "+") if less else "")
+        columns = [", ".join(f"{value:.3f}" for value in aurocs), ", ".join(judged)]
+        columns += [f"{format_score(mean.mean)} {format_interval(asdict(mean))}", signed(less)]
         print("|", " | ".join([variant or "as it is", *columns]), "|", flush=True)
 
 

@@ -49,8 +49,10 @@ def soft_masks(
 
     Linear from 0 to 1/2 at the threshold, and from there to 1: at least 128 where `hard_masks` are 255.
     """
-    below = np.minimum(CERTAIN * maps / (2 * thresholds), HALF - 1)
-    above = np.maximum(CERTAIN * (1 - (1 - maps) / (2 * (1 - thresholds))), HALF)
+    # At a threshold of 0 or 1, one of the two lines would have no length.
+    inner = np.clip(thresholds, EPSILON, 1 - EPSILON)
+    below = np.minimum(CERTAIN * maps / (2 * inner), HALF - 1)
+    above = np.maximum(CERTAIN * (1 - (1 - maps) / (2 * (1 - inner))), HALF)
     return np.rint(np.where(maps > thresholds, above, below)).astype(np.uint8)
 
 

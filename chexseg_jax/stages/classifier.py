@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Float, Int
 
@@ -30,7 +29,7 @@ from chexseg_jax.training.data import (
     ordered_batches,
     shuffled_repeated,
 )
-from chexseg_jax.training.loop import Schedule, fit, learning_rates
+from chexseg_jax.training.loop import Schedule, adam, fit
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
@@ -98,11 +97,6 @@ def objective(config: ClassifierConfig, teacher_graph: nnx.GraphDef | None = Non
         return classification_loss(outputs, batch["labels"], policies, teacher_probs), {}
 
     return loss_of
-
-
-def optimizer(config: ClassifierConfig, steps: int) -> optax.GradientTransformation:
-    """Return Adam with the learning rates of a number of steps."""
-    return optax.adam(learning_rates(config.schedule, config.learning_rate, steps))
 
 
 def predict(
@@ -182,7 +176,7 @@ def run(
             gamma=config.gamma,
         ),
         objective(config, teacher_graph),
-        optimizer(config, steps),
+        adam(config.schedule, config.learning_rate, steps),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,

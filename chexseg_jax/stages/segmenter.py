@@ -14,7 +14,6 @@ from typing import Any, Literal
 import grain
 import jax
 import numpy as np
-import optax
 
 from chexseg_jax.evaluation.metrics import Counts, count, mean_of, stack, threshold_bins
 from chexseg_jax.evaluation.thresholds import best_ious
@@ -42,7 +41,7 @@ from chexseg_jax.training.data import (
     sample_indices,
     shuffled_repeated,
 )
-from chexseg_jax.training.loop import Schedule, fit, learning_rates
+from chexseg_jax.training.loop import Schedule, adam, fit
 from chexseg_jax.training.step import Objective
 from chexseg_jax.weights.convert import start_from
 
@@ -106,11 +105,6 @@ def objective(
         return segmentation_loss(logits, masks, weights, loss), {}
 
     return loss_of
-
-
-def optimizer(config: SegmenterConfig, steps: int) -> optax.GradientTransformation:
-    """Return Adam with the learning rates of a number of steps."""
-    return optax.adam(learning_rates(config.schedule, config.learning_rate, steps))
 
 
 def counts_of(
@@ -191,7 +185,7 @@ def run(
         model,
         mix(dataset(experts, seed), dataset(weak, seed + 1), rho, seed),
         objective(spec.normalization, config.loss, config.targets),
-        optimizer(config, steps),
+        adam(config.schedule, config.learning_rate, steps),
         folder=folder.path,
         name=folder.stage,
         batch_size=config.batch_size,

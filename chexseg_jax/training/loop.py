@@ -60,6 +60,11 @@ def learning_rates(schedule: Schedule, rate: float, steps: int) -> optax.ScalarO
     return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(warmup + 1, steps))
 
 
+def adam(schedule: Schedule, rate: float, steps: int) -> optax.GradientTransformation:
+    """Return Adam (Kingma & Ba 2015) with the learning rates of a training of so many steps."""
+    return optax.adam(learning_rates(schedule, rate, steps))
+
+
 def fit(
     model: nnx.Module,
     examples: grain.MapDataset,

@@ -8,7 +8,7 @@ from typing import Any
 from chexseg_jax.evaluation.metrics import Interval
 from chexseg_jax.runtime.stage_folder import write_csv
 from experiments.comparison.compare import Comparison, Row
-from experiments.report.tables import interval_name, is_number
+from experiments.report.tables import format_difference, interval_name
 from experiments.run.config import Config
 
 
@@ -78,9 +78,7 @@ def comparison_json(config: Config, result: Comparison, seeds: Sequence[int]) ->
 
 def signed(difference: Interval | None) -> str:
     """Format a difference with its interval; empty if there is none."""
-    if difference is None or not is_number(difference.mean):
-        return ""
-    return f"{difference.mean:+.3f} [{difference.lower:+.3f}, {difference.upper:+.3f}]"
+    return "" if difference is None else format_difference(asdict(difference))
 
 
 def cost(stages: Sequence[dict[str, Any]]) -> str:

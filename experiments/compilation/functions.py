@@ -38,7 +38,7 @@ from chexseg_jax.stages.pseudo_masks import TeacherMaps
 from chexseg_jax.stages.seeds import STRIDE, crf_seeds
 from chexseg_jax.training.checkpoints import abstract, split_state
 from chexseg_jax.training.data import check_divides
-from chexseg_jax.training.loop import check_accumulate
+from chexseg_jax.training.loop import adam, check_accumulate
 from chexseg_jax.training.step import Objective, init_state, make_step
 from experiments.benchmarks.roofline import Cost
 from experiments.benchmarks.workloads import crf_cost, walk_cost
@@ -150,7 +150,7 @@ def _classifier(
         spec,
         target,
         classifier_stage.objective(settings, teacher_graph),
-        classifier_stage.optimizer(settings, SCHEDULE),
+        adam(settings.schedule, settings.learning_rate, SCHEDULE),
         settings,
         {**networks.images, "labels": ((len(OBSERVATIONS),), jnp.int8)},
         context=context,
@@ -262,7 +262,7 @@ def segmenter_functions(
         segmenter_stage.objective(
             spec.normalization, config.segmenter.loss, config.segmenter.targets
         ),
-        segmenter_stage.optimizer(config.segmenter, SCHEDULE),
+        adam(config.segmenter.schedule, config.segmenter.learning_rate, SCHEDULE),
         config.segmenter,
         {
             **networks.images,

@@ -137,9 +137,14 @@ def expert_points(run: Run) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError):
         pass_over(path.parent, "its curve is")
         return []
-    mine = json.loads(json.dumps(asdict(run.config), default=str))
+    mine = as_stored(asdict(run.config))
     same = ("data_dir", "seed", "image_size", "photometry", "views", "classifier", "cams")
     return points if all(theirs.get(name) == mine[name] for name in same) else []
+
+
+def as_stored(values: Mapping[str, Any]) -> Any:
+    """Return values as JSON gives them back, to compare with a file's."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def _metrics(run: Run) -> dict[str, Any]:
@@ -182,9 +187,7 @@ def _agree(manifest: Mapping[str, Any], folder: StageFolder, besides: tuple[str,
 
     At rho = 1 a segmenter has no pseudo-masks, at rho = 0 no expert masks.
     """
-    mine = json.loads(
-        json.dumps({"settings": folder.settings, "inputs": folder.inputs}, default=str)
-    )
+    mine = as_stored({"settings": folder.settings, "inputs": folder.inputs})
     settings = {**manifest["settings"], **{name: None for name in besides}}
     if settings != {**mine["settings"], **{name: None for name in besides}}:
         return False

@@ -70,8 +70,7 @@ def write_report(
     scores = {
         "means": [(s, SOURCES[s], bar_cell(mean.get("iou"), mean)) for s, mean in means.items()],
         "iou": iou_table(report),
-        "rhos": rho_table(report),
-        "experts": experts_table(report),
+        "comparisons": [t for t in (rho_table(report), experts_table(report)) if t],
         "figures": images,
         "images": image_tables(report),
         "classifier": classifier_table(report),

@@ -106,6 +106,15 @@ def format_interval(entry: Mapping[str, Any]) -> str:
     return f"[{format_score(low)}, {format_score(high)}]"
 
 
+def format_difference(entry: Mapping[str, Any]) -> str:
+    """Format a difference and its interval with their signs; empty if it has none."""
+    values = [entry.get(name) for name in ("mean", "lower", "upper")]
+    if not all(is_number(value) for value in values):
+        return ""
+    mean, low, high = (f"{value:+.3f}" for value in values)
+    return f"{mean} [{low}, {high}]"
+
+
 def format_threshold(value: Any) -> str:
     """Format a threshold; a pathology that has none was not found."""
     return f"{value:.2f}" if is_number(value) else "not found"
@@ -292,21 +301,16 @@ def experts_table(report: Mapping[str, Any]) -> ReportTable | None:
         return None
     rows = []
     for point in points:
-        count, less = point.get("experts"), point.get("difference") or {}
-        gain = {
-            name: -less[name] for name in ("mean", "lower", "upper") if is_number(less.get(name))
-        }
-        text = DASH
-        if len(gain) == 3:
-            low, high = sorted((gain["lower"], gain["upper"]))
-            text = f"{gain['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        mean = point.get("mean") or {}
+        count, mean = point.get("experts"), point.get("mean") or {}
+        less = point.get("difference") or {}  # experts alone less this
+        sides = {"mean": "mean", "lower": "upper", "upper": "lower"}
+        gain = {side: -less[name] for side, name in sides.items() if is_number(less.get(name))}
         rows.append(
             [
                 Cell(DASH if count is None else str(count)),
                 Cell(str(point.get("method"))),
                 bar_cell(mean.get("mean"), mean),
-                Cell(text),
+                Cell(format_difference(gain) or DASH),
             ]
         )
     return ReportTable(
