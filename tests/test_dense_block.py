@@ -1,5 +1,7 @@
 """A block in one array against the same layers on concatenations, in values and gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,12 +60,14 @@ def gradients_of(form, maps, layers, dilation):
     return jax.jit(jax.grad(loss, (0, 1)))(maps, layers)
 
 
+@pytest.mark.parametrize("rematerialize", [False, True])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_outputs_and_gradients_equal_those_of_concatenations(dilation):
+def test_outputs_and_gradients_equal_those_of_concatenations(dilation, rematerialize):
+    in_one_array = partial(dense_block, rematerialize=rematerialize)
     inputs = (maps(), moments_of(maps()), weights(), dilation)
-    found, expected = dense_block(*inputs), concatenated(*inputs)
+    found, expected = in_one_array(*inputs), concatenated(*inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
-    forms = (dense_block, concatenated)
+    forms = (in_one_array, concatenated)
     gradients = [gradients_of(form, maps(), weights(), dilation) for form in forms]
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(gradients[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *gradients)

@@ -3,7 +3,7 @@
 Every layer reads all the maps before it. Automatic differentiation would keep a concatenation of them
 for each layer. Here a block's output is the only copy: each layer adds its channels in place, and the
 gradient normalizes them once more (Pleiss et al. 2017, Memory-efficient implementation of DenseNets).
-Besides it, only the narrow maps between a layer's two convolutions are kept.
+Besides it, only the narrow maps between a layer's two convolutions are kept, or not even these.
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ class BlockOutputs(NamedTuple):
     """Of each layer's narrow maps, for the running statistics. They pass no gradient on."""
 
 
-Saved = tuple[BlockOutputs, list[Float[Array, "b h w n"]], list[LayerWeights]]
+Saved = tuple[BlockOutputs, list[Float[Array, "b h w n"]] | None, list[LayerWeights]]
 
 
 def normed_conv(
@@ -59,9 +59,13 @@ def normed_conv(
     return convolve(active, weights.kernel.astype(maps.dtype), dilation=dilation)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def dense_block(
-    maps: Float[Array, "b h w c"], moments: Moments, layers: list[LayerWeights], dilation: int
+    maps: Float[Array, "b h w c"],
+    moments: Moments,
+    layers: list[LayerWeights],
+    dilation: int,
+    rematerialize: bool = False,
 ) -> BlockOutputs:
     """Append every layer's new channels to maps, normalizing by the moments of the batch.
 
@@ -70,12 +74,17 @@ def dense_block(
         moments: of `maps`.
         layers: their weights.
         dilation: of their 3 x 3 convolutions.
+        rematerialize: whether the gradient computes the narrow maps once more, to save memory.
     """
-    return _forward(maps, moments, layers, dilation)[0]
+    return _forward(maps, moments, layers, dilation, rematerialize)[0]
 
 
 def _forward(
-    maps: Float[Array, "b h w c"], moments: Moments, layers: list[LayerWeights], dilation: int
+    maps: Float[Array, "b h w c"],
+    moments: Moments,
+    layers: list[LayerWeights],
+    dilation: int,
+    rematerialize: bool,
 ) -> tuple[BlockOutputs, Saved]:
     added = sum(layer.new.kernel.shape[-1] for layer in layers)
     maps = jnp.pad(maps, ((0, 0), (0, 0), (0, 0), (0, added)))
@@ -89,11 +98,11 @@ def _forward(
         maps = lax.dynamic_update_slice_in_dim(maps, new, width, -1)
         moments = concatenate_moments(moments, moments_of(new))
     outputs = BlockOutputs(maps, moments, narrow_moments)
-    return outputs, (outputs, narrows, layers)
+    return outputs, (outputs, None if rematerialize else narrows, layers)
 
 
 def _backward(
-    dilation: int, saved: Saved, cotangents: BlockOutputs
+    dilation: int, rematerialize: bool, saved: Saved, cotangents: BlockOutputs
 ) -> tuple[Float[Array, "b h w c"], Moments, list[LayerWeights]]:
     def new_channels(narrow: Float[Array, "b h w n"], weights: NormedConv) -> Array:
         return normed_conv(narrow, moments_of(narrow), weights, dilation)
@@ -101,8 +110,13 @@ def _backward(
     (maps, moments, _), narrows, layers = saved
     gradient, moment_gradients, _ = cotangents
     layer_gradients = []
-    for layer, narrow in zip(reversed(layers), reversed(narrows), strict=True):
+    for index, layer in reversed([*enumerate(layers)]):
         width = layer.narrow.scale.size
+        if narrows is not None:
+            narrow = narrows[index]
+        else:  # the barrier keeps XLA from using, and so keeping, the first ones
+            before = lax.optimization_barrier(maps[..., :width])
+            narrow = normed_conv(before, moments.first(width), layer.narrow)
         of_new = Moments(*(values[width:] for values in moment_gradients))
         new = maps[..., width : gradient.shape[-1]]
         (new_gradient,) = jax.vjp(moments_of, new)[1](of_new)

@@ -81,12 +81,14 @@ class Transition(nnx.Module):
 
 
 def train_block(
-    block: Sequence[DenseLayer], maps: Float[Array, "b h w c"]
+    block: Sequence[DenseLayer], maps: Float[Array, "b h w c"], rematerialize: bool
 ) -> tuple[Float[Array, "b h w o"], Moments]:
     """Return a block's output and its moments, and update the running statistics of its layers."""
     weights = [layer.weights() for layer in block]
     dilation = block[0].dilation if block else 1
-    maps, moments, narrow_moments = dense_block(maps, moments_of(maps), weights, dilation)
+    maps, moments, narrow_moments = dense_block(
+        maps, moments_of(maps), weights, dilation, rematerialize
+    )
     cells = maps.size // maps.shape[-1]
     for layer, narrow in zip(block, narrow_moments, strict=True):
         layer.norm1.update(moments.first(layer.norm1.scale.size), cells)
@@ -116,6 +118,7 @@ class DenseNet(nnx.Module):
         bottleneck: int = 4,
         output_stride: int = 32,
         pooling: Pooling = GAP,
+        rematerialize: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -141,7 +144,7 @@ class DenseNet(nnx.Module):
             width += layers * growth
             widths.append(width)
         self.norm = BatchNorm(width, dtype=dtype)
-        self.pooling = pooling
+        self.pooling, self.rematerialize = pooling, rematerialize
         self.head = linear(width, outputs, bias=False, rngs=rngs)
         self.channels = (widths[0], widths[1], widths[2], widths[3], widths[4])
 
@@ -150,7 +153,11 @@ class DenseNet(nnx.Module):
         maps = max_pool(jax.nn.relu(self.stem_norm(self.stem(images), train=train)))
         stages = [maps]
         for index, block in enumerate(self.blocks):
-            maps, moments = train_block(block, maps) if train else (run_block(block, maps), None)
+            moments = None
+            if train:
+                maps, moments = train_block(block, maps, self.rematerialize)
+            else:
+                maps = run_block(block, maps)
             if index < len(self.transitions):
                 stages.append(maps)
                 maps = self.transitions[index](maps, moments, train=train)

@@ -71,6 +71,17 @@ class Block(nnx.Module):
         return jax.nn.relu(residual + maps)
 
 
+def run_block(
+    block: Block, maps: Float[Array, "b h w c"], train: bool, rematerialize: bool
+) -> Float[Array, "b oh ow o"]:
+    """Return a block's output; its gradient keeps only the input if it is to `rematerialize`."""
+
+    def call(block: Block, maps: Float[Array, "b h w c"]) -> Float[Array, "b oh ow o"]:
+        return block(maps, train=train)
+
+    return (nnx.remat(call) if rematerialize else call)(block, maps)
+
+
 class ResNet(nnx.Module):
     """ResNet; the default sizes are ResNet-18's. A `Backbone`."""
 
@@ -84,6 +95,7 @@ class ResNet(nnx.Module):
         output_stride: int = 32,
         pooling: Pooling = GAP,
         dilated: bool = True,
+        rematerialize: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -98,6 +110,7 @@ class ResNet(nnx.Module):
             pooling: of the cells of the last layer.
             dilated: whether the last layer then dilates its 3 x 3 convolutions by two, as in
                 DeepLabV3+, or not, as in IRNet.
+            rematerialize: whether the gradient computes every block once more, to save memory.
             dtype: of the computation.
             rngs: for the initial values of `params`.
         """
@@ -123,7 +136,7 @@ class ResNet(nnx.Module):
                 layer.append(block)
                 channels = expansion * (width << index)
             self.layers.append(layer)
-        self.pooling = pooling
+        self.pooling, self.rematerialize = pooling, rematerialize
         self.head = linear(channels, outputs, rngs=rngs)
         first = expansion * width
         self.channels = (width, first, 2 * first, 4 * first, 8 * first)
@@ -139,7 +152,7 @@ class ResNet(nnx.Module):
         stages = [maps]
         for layer in self.layers:
             for block in layer:
-                maps = block(maps, train=train)
+                maps = run_block(block, maps, train, self.rematerialize and train)
             stages.append(maps)
         return stages[0], stages[1], stages[2], stages[3], stages[4]
 

@@ -41,6 +41,8 @@ class BackboneSpec:
     growth: int = 32  # channels a layer adds (DenseNet)
     width: int = 64  # channels of the stem
     bottleneck: bool = False  # three convolutions a block instead of two (ResNet)
+    rematerialize: bool = False
+    """In training, compute parts of every block again for its gradient: less memory, more operations."""
 
 
 DENSENET121: Final = BackboneSpec()
@@ -67,6 +69,7 @@ def build_backbone(
             stem=spec.width,
             output_stride=output_stride,
             pooling=pooling,
+            rematerialize=spec.rematerialize,
             dtype=dtype,
             rngs=rngs,
         )
@@ -78,6 +81,7 @@ def build_backbone(
         output_stride=output_stride,
         pooling=pooling,
         dilated=dilated,
+        rematerialize=spec.rematerialize,
         dtype=dtype,
         rngs=rngs,
     )
