@@ -183,7 +183,7 @@ def each_shard(
     """Work on shards and yield them in order, so that the first of several errors is raised."""
     runs = cut(items)
     with tqdm(total=len(items), desc=name, unit="image", disable=not progress) as bar:
-        if workers == 0:
+        if workers == 0 or len(runs) == 1:  # to start a process takes longer than a small shard
             shards: Iterable[Shard] = (work(run, advance=bar.update) for run in runs)
         else:
             shards = _in_processes(work, runs, workers, bar)

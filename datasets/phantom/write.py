@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -54,26 +55,26 @@ def write_phantoms(
     """
     if root.exists():
         raise FileExistsError(f"{root} exists; remove it, or write the phantoms somewhere else")
-    with atomic_folder(root) as staging:
+    with atomic_folder(root) as staging, _mapping(workers) as run:
         (staging / "CheXlocalize").mkdir()
         (staging / "extra").mkdir()
         for split, count in zip(SPLITS, (train, valid, test), strict=True):
             images = image_ids(seed, split, count)
             job = partial(_write_image, staging, seed, short_side)
-            rows = _run(job, images, workers)
+            rows = run(job, images)
             bar = tqdm(rows, split, count, unit="image", disable=not progress)
             _write_split(staging, split, list(bar))
 
 
-def _run(
-    job: Callable[[ImageId], dict[str, Any]], images: list[ImageId], workers: int
-) -> Iterator[dict[str, Any]]:
+@contextmanager
+def _mapping(workers: int) -> Iterator[Callable[..., Iterable[dict[str, Any]]]]:
+    """Yield `map`, or that of one pool of processes for all splits: to start one takes seconds."""
     if workers == 0:
-        yield from map(job, images)
+        yield map
         return
     # Spawn, not fork: the caller may run threads, such as JAX's.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(job, images, chunksize=16)
+        yield partial(pool.map, chunksize=16)
 
 
 def _write_image(root: Path, seed: int, short_side: int, image: ImageId) -> dict[str, Any]:
