@@ -22,7 +22,7 @@ from experiments.robustness import EXPOSURES
 from experiments.robustness import main as robustness
 from experiments.run.config import PRESETS, read_arguments
 from experiments.run.data import open_data
-from experiments.run.pipeline import run_pipeline
+from experiments.run.pipeline import made, run_pipeline
 
 TINY = [
     "--phantoms.train=72",
@@ -301,6 +301,25 @@ def test_a_teacher_is_the_run_of_rho_1_and_labels_the_weak_images(workdir):
     student = run_pipeline(replace(config, rho=0.5, until="segmenter"), open_data(config))
     assert run_pipeline(again, open_data(config)).teacher.path == student.segmenter.path
     assert drawn > 50  # a positive finding gets a mask even if the teacher is unsure
+
+
+def test_a_teacher_needs_no_class_activation_maps_unless_there_is_a_gate(workdir):
+    brief = ["--pseudo=teacher", "--until=pseudo_masks", "--segmenter.epochs=0.5"]
+    stages = ["classifier", "segmenter", "pseudo_masks-teacher"]
+    assert stages_of(workdir, *brief) == stages
+    gate = "--pseudo-masks.gate=1e-9"  # below every probability
+    assert stages_of(workdir, *brief, gate) == ["classifier", "cams", *stages[1:]]
+    masks = []
+    for flags in ([], [gate]):
+        config = read_arguments("", arguments(workdir, *brief, *flags))
+        masks.append(PseudoMaskSource(made(run_pipeline(config, open_data(config)).pseudo_masks)))
+    assert len(masks[0]) == len(masks[1]) > 0
+    for one, other in ((masks[0][i], masks[1][i]) for i in range(len(masks[0]))):
+        assert (one.image_id, one.native) == (other.image_id, other.native)
+        np.testing.assert_array_equal(one.ignored, other.ignored)
+        assert one.planes.keys() == other.planes.keys()
+        for name, plane in one.planes.items():
+            np.testing.assert_array_equal(plane, other.planes[name])
 
 
 def test_expert_masks_are_drawn_by_patient_and_a_larger_draw_holds_the_smaller(workdir):

@@ -5,7 +5,7 @@ a finding gets a mask only where its label is positive and its probability reach
 finding is marked as ignored; a map of zeros gives an empty mask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -38,8 +38,9 @@ from chexseg_jax.training.data import Source, Subset, letterboxed, ordered_batch
 VERSION = 4
 
 Maps = Float[np.ndarray, "b s s k"]
-MapsOf = Callable[[Float[np.ndarray, "b fh fw k"], UInt8[np.ndarray, "b s s 1"]], Maps]
-"""Maps at the size of the letterbox, divided by their maximum, from class activation maps and images."""
+MapsOf = Callable[[Float[np.ndarray, "b fh fw k"] | None, UInt8[np.ndarray, "b s s 1"]], Maps]
+"""Maps at the size of the letterbox, divided by their maximum, from class activation maps, which a
+teacher does not need, and images."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,20 @@ def choose(
     return pseudo_mask_thresholds(all_gather(stack(counts), len(experts)), config.fewest)
 
 
+def rows_of(source: Source, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Yield the id, the native size and the labels of every image."""
+    for batch, number in ordered_batches(source, batch_size):
+        for i in range(number):
+            yield {name: batch[name][i] for name in ("image_id", "sizes", "labels")}
+
+
 def run(
     config: PseudoMasksConfig,
     *,
     maps: MapsOf,
     thresholds: Float[np.ndarray, "k"] | None,
     soft: bool,
-    cams: RecordReader,
+    cams: RecordReader | None,
     images: Source,
     image_size: int,
     folder: StageFolder,
@@ -142,11 +150,17 @@ def run(
         maps: what is thresholded.
         thresholds: of each pathology, or None for Otsu's of every map.
         soft: whether to keep probabilities, 1/2 at the threshold, in place of hard masks.
-        cams: class activation maps of the images.
+        cams: class activation maps of the images, with their logits; None if neither maps nor gate
+            need them.
         images: images with labels.
         image_size: side of the letterbox, pixels.
         folder: where the masks go.
+
+    Raises:
+        ValueError: there is a gate, and no logits.
     """
+    if cams is None and config.gate > 0:
+        raise ValueError("the gate of pseudo-masks needs the classifier's logits")
 
     def masks_of(values: Maps) -> UInt8[np.ndarray, "b s s k"]:
         if thresholds is None:
@@ -154,21 +168,29 @@ def run(
         return (soft_masks if soft else hard_masks)(values, thresholds.astype(np.float32))
 
     for path, indices in missing_shards(folder, "masks", len(images), "arrayrecord"):
-        records = [cams[index] for index in indices]
+        source = letterboxed(Subset(images, indices), image_size, cache=len(indices))
+        if cams is None:
+            records = list(rows_of(source, config.batch_size))
+        else:
+            records = [cams[index] for index in indices]
         labels = pathology_labels(np.stack([record["labels"] for record in records]))
-        logits = np.stack([record["logits"] for record in records])
-        masked = (labels == 1) & (1 / (1 + np.exp(-logits)) >= config.gate)
+        masked = labels == 1
+        if config.gate > 0:
+            logits = np.stack([record["logits"] for record in records])
+            masked &= 1 / (1 + np.exp(-logits)) >= config.gate
         masks = [
             PseudoMasks.blank(str(record["image_id"]), record["sizes"], label < 0)
             for record, label in zip(records, labels, strict=True)
         ]
         positive = np.flatnonzero(masked.any(-1))
-        source = letterboxed(Subset(images, positive + indices.start), image_size)
         done = 0
-        for batch, number in ordered_batches(source, config.batch_size):
+        for batch, number in ordered_batches(Subset(source, positive), config.batch_size):
             rows = positive[done : done + number]
-            stored = np.stack([records[i]["cams"] for i in np.resize(rows, config.batch_size)])
-            values = maps(stored.astype(np.float32), batch["images"])[:number]
+            stored = None
+            if cams is not None:
+                stored = np.stack([records[i]["cams"] for i in np.resize(rows, config.batch_size)])
+                stored = stored.astype(np.float32)
+            values = maps(stored, batch["images"])[:number]
             for row, mask in zip(rows, masks_of(values), strict=True):
                 masks[row].draw(mask, masked[row])
             done += number

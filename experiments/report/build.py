@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Shaped, UInt8
 
 from chexseg_jax.evaluation.metrics import mean_of, overlap
 from chexseg_jax.evaluation.scoring import pseudo_mask_ious
@@ -37,6 +37,7 @@ from experiments.report.overlays import Example, blend_masks, resize_nearest
 from experiments.report.page import write_report
 from experiments.report.plots import plot_iou, plot_rhos, plot_training
 from experiments.report.tables import terminal_table
+from experiments.run.config import Config
 from experiments.run.data import frontal_indices
 from experiments.run.pipeline import Run, made, make_pseudo_masks
 from experiments.run.versions import versions
@@ -268,10 +269,11 @@ def _covering(pseudo: PseudoMaskSource) -> list[int]:
 
 def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     """Yield weakly labelled images: map, seed, pseudo-mask, prediction, and hidden mask if any."""
-    if run.pseudo_masks is None or run.cams is None:
+    if run.pseudo_masks is None:
         return
     size, config = run.config.image_size, run.config
-    pseudo, cams = PseudoMaskSource(run.pseudo_masks), RecordReader(run.cams, "cams")
+    pseudo = PseudoMaskSource(run.pseudo_masks)
+    cams = RecordReader(run.cams, "cams") if run.cams else None
     indices = _covering(pseudo)
     seeds = _seeds(run.seeds, indices) if run.seeds else {}
     thresholds = np.array(list(_metrics(run)["thresholds"].values()), np.float64)
@@ -286,16 +288,9 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
     )
     for index, (seen, prediction) in zip(indices, predictions, strict=True):
         masks, valid = pseudo[index].hard(size)
-        record = cams[index]
-        positive = pathology_labels(record["labels"][None])[0] == 1
         image = letterbox(run.data.mapped[index]["image"], side)
-        content = content_mask(jnp.asarray(image)[None])
-        cam = np.asarray(upsample_cams(jnp.asarray(record["cams"])[None], content))[0]
-        layers = {
-            "cam": (cam > config.pseudo_masks.cam_threshold) & positive,
-            "pseudo": upsampled(masks, side),
-            "prediction": upsampled(prediction, side),
-        }
+        layers = {"cam": _cam_masks(cams[index], image, config)} if cams else {}
+        layers |= {"pseudo": upsampled(masks, side), "prediction": upsampled(prediction, side)}
         if index in seeds:
             layers["seed"] = upsampled(seeds[index], side)
         image_id, scores = pseudo[index].image_id, {}
@@ -305,6 +300,16 @@ def _weak_examples(run: Run, segmenter: Any, side: int) -> Iterator[Example]:
             counts = overlap(masks & valid, letterbox_masks(hidden, size) * valid)
             scores = iou_by_name(counts.iou()[0])
         yield Example(image_id, image[..., 0], layers, scores, weak=True, seen=seen[..., 0])
+
+
+def _cam_masks(
+    record: Mapping[str, Any], image: UInt8[np.ndarray, "s s 1"], config: Config
+) -> Bool[np.ndarray, "s s k"]:
+    """Return the maps of an image's positive findings above the fixed threshold."""
+    content = content_mask(jnp.asarray(image)[None])
+    maps = np.asarray(upsample_cams(jnp.asarray(record["cams"])[None], content))[0]
+    positive = pathology_labels(record["labels"][None])[0] == 1
+    return (maps > config.pseudo_masks.cam_threshold) & positive
 
 
 def _seeds(folder: StageFolder, indices: Sequence[int]) -> dict[int, Shaped[np.ndarray, "h h k"]]:

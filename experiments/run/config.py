@@ -117,6 +117,12 @@ class Config:
         return self.seed if self.segmenter_seed is None else self.segmenter_seed
 
     @property
+    def needs_cams(self) -> bool:
+        """Whether the wanted stage is made of class activation maps: a teacher's masks are not."""
+        teacher = self.pseudo == "teacher" and self.pseudo_masks.gate == 0
+        return not teacher or self.until in ("cams", "seeds", "irnet")
+
+    @property
     def warning(self) -> str | None:
         """What makes a run with the preset `paper` another than the paper's, in a line."""
         starts = {"--classifier.init": self.classifier.init, "--encoder-init": self.encoder_init}

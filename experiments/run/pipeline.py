@@ -91,11 +91,12 @@ def run_pipeline(config: Config, data: Data) -> Run:
         return run
     encoder: Encoder | None = None
     if config.rho < 1 or until not in ("segmenter", "evaluation"):
-        run.cams = make_cams(run, classifier)
+        if config.needs_cams:
+            run.cams = make_cams(run, classifier)
         if until == "cams":
             return run
         if config.pseudo == "irnet" or until in ("seeds", "irnet"):
-            run.seeds = make_seeds(run, run.cams)
+            run.seeds = make_seeds(run, made(run.cams))
             if until == "seeds":
                 return run
             run.irnet = make_irnet(run, classifier, run.seeds)
@@ -214,11 +215,11 @@ def make_irnet(run: Run, classifier: StageFolder, seeds: StageFolder) -> StageFo
 def make_pseudo_masks(run: Run, source: PseudoSource) -> StageFolder:
     """Make pseudo-masks of the maps of a source, whose stages the run has made."""
     config, data, settings = run.config, run.data, run.config.pseudo_masks
-    classifier, cams = made(run.classifier), made(run.cams)
+    classifier, cams = made(run.classifier), run.cams
     network = {"irnet": run.irnet, "cam": None}.get(source, run.teacher)
     # A teacher has learned expert-train by heart: its thresholds are chosen elsewhere.
     experts = data.expert_train if source in ("irnet", "cam") else data.expert_val
-    inputs = {"cams": cams.fingerprint}
+    inputs = {"cams": cams.fingerprint} if cams else {"images": data.mapped.fingerprint}
     if network:
         inputs["irnet" if source == "irnet" else "teacher"] = network.fingerprint
     if settings.thresholds == "chosen":
@@ -253,7 +254,7 @@ def make_pseudo_masks(run: Run, source: PseudoSource) -> StageFolder:
             maps=maps,
             thresholds=thresholds,
             soft=source == "teacher",
-            cams=RecordReader(cams, "cams"),
+            cams=RecordReader(cams, "cams") if cams else None,
             images=data.mapped,
             image_size=config.image_size,
             folder=folder,
