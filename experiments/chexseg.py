@@ -2,9 +2,9 @@
 
 Seven stages, each in a folder of its own: classifier, cams, seeds, irnet, pseudo_masks, segmenter,
 evaluation. Only those that the result needs are run: `--pseudo cam` needs no seeds and no IRNet, a
-teacher no maps either, and `--rho 1` no pseudo-masks. A finished stage is reused; one that was stopped resumes. Without data the
-command makes synthetic chests and runs on those. With CheXpert and CheXlocalize prepared by
-`python -m datasets`:
+teacher no maps either, and `--rho 1` no pseudo-masks. A finished stage is reused; one that was stopped
+resumes. Without data the command makes synthetic chests and runs on those. With CheXpert and
+CheXlocalize prepared by `python -m datasets`:
 
     python -m experiments.chexseg --data-dir data --workdir runs/chexpert --rho 0.9
 

@@ -32,6 +32,7 @@ from experiments.comparison.compare import (
     Row,
     check_seeds,
     run_comparison,
+    twice_the_steps,
     without_experts,
 )
 from experiments.comparison.output import (
@@ -66,8 +67,8 @@ class TableConfig:
     """The learning rate of the rows without expert masks, if not that of the others."""
     dry_run: bool = False
     """Print what each row would train on and how long, and run nothing."""
-    teacher_rho: float = 0.5
-    """Rho of the rows whose pseudo-masks are a teacher's."""
+    teacher_rho: float = CHEXSEG_RHO
+    """Rho of the rows whose pseudo-masks are a teacher's; the preset's if not given."""
     inits: tuple[str, ...] = ()
     """Compare what the encoder starts from: any of `random`, `chexpert` and NAME=FILE."""
     out: Path | None = None
@@ -100,13 +101,15 @@ def arms_of(config: TableConfig) -> list[Arm]:
     """
     base = config.run
     weak = without_experts(base, config.weak_maps, config.weak_learning_rate)
+    full = replace(base, rho=1.0, pseudo="irnet")
     teacher = replace(base, pseudo="teacher", rho=config.teacher_rho)
     average = 0.0 if base.segmenter.average else AVERAGE
     averaged = "teacher, averaged" if average else "teacher, not averaged"
     supervisions = {
         "weak (CAM)": replace(weak, pseudo="cam"),
         "weak (IRNet)": replace(weak, pseudo="irnet"),
-        "full": replace(base, rho=1.0, pseudo="irnet"),
+        "full": full,
+        "full, twice the steps": twice_the_steps(full),
         "teacher": teacher,
         averaged: replace(teacher, segmenter=replace(base.segmenter, average=average)),
         "CheXseg (CAM)": replace(base, pseudo="cam"),
@@ -119,7 +122,7 @@ def arms_of(config: TableConfig) -> list[Arm]:
     return [
         Arm(f"{name}, {init}", replace(run, encoder_start=start), f"{name}, {last}")
         for name, run in supervisions.items()
-        if "CAM" not in name and name != averaged
+        if "CAM" not in name and name not in (averaged, "full, twice the steps")
         for init, start in named.items()
     ]
 
@@ -217,7 +220,9 @@ def main(arguments: list[str] | None = None) -> None:
         TableConfig,
         "table",
         lambda preset: TableConfig(
-            replace(preset, rho=CHEXSEG_RHO), **WEAK_ROWS.get(preset.preset, {})
+            replace(preset, rho=CHEXSEG_RHO),
+            teacher_rho=preset.rho,
+            **WEAK_ROWS.get(preset.preset, {}),
         ),
         __doc__ or "",
         arguments,

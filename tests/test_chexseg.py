@@ -13,6 +13,7 @@ from chexseg_jax.masks import pack, pack_rles
 from chexseg_jax.pathologies import OBSERVATION_OF_PATHOLOGY, PATHOLOGIES
 from chexseg_jax.pseudolabels.storage import PseudoMaskSource
 from chexseg_jax.runtime.stage_folder import RecordReader
+from chexseg_jax.stages import segmenter as segmenter_stage
 from chexseg_jax.training.checkpoints import restore
 from chexseg_jax.weights.convert import to_torch
 from chexseg_jax.weights.safetensors import write_safetensors
@@ -303,9 +304,39 @@ def test_a_teacher_is_the_run_of_rho_1_and_labels_the_weak_images(workdir):
     assert drawn > 50  # a positive finding gets a mask even if the teacher is unsure
 
 
+class Started(Exception):
+    """A training begins."""
+
+
+def test_a_student_starts_from_its_teacher_or_as_the_teacher_did(workdir, monkeypatch):
+    brief = ["--pseudo=teacher", "--segmenter.epochs=0.5", "--rho=0.75"]
+    started: list[dict[str, np.ndarray]] = []
+
+    def fit(model, *_, **__):
+        started.append({key: np.array(tensor) for key, tensor in to_torch(model).items()})
+        raise Started
+
+    config = read_arguments("", arguments(workdir, *brief, "--until=pseudo_masks"))
+    run = run_pipeline(config, open_data(config))
+    monkeypatch.setattr(segmenter_stage, "fit", fit)
+    for start in ("teacher", "encoder"):
+        config = read_arguments("", arguments(workdir, *brief, f"--student={start}"))
+        with pytest.raises(Started):
+            run_pipeline(config, open_data(config))
+    teacher, encoder = to_torch(restore(run.teacher.path)), to_torch(restore(run.classifier.path))
+    assert started[0].keys() == started[1].keys() == teacher.keys()
+    for key, tensor in teacher.items():
+        np.testing.assert_array_equal(started[0][key], tensor)
+    shared = [key for key in encoder if f"encoder.{key}" in started[1]]
+    assert len(shared) > 10
+    for key in shared:
+        np.testing.assert_array_equal(started[1][f"encoder.{key}"], encoder[key])
+    assert any((started[0][key] != started[1][key]).any() for key in teacher)
+
+
 def test_a_teacher_needs_no_class_activation_maps_unless_there_is_a_gate(workdir):
     brief = ["--pseudo=teacher", "--until=pseudo_masks", "--segmenter.epochs=0.5"]
-    stages = ["classifier", "segmenter", "pseudo_masks-teacher"]
+    stages = ["classifier", "segmenter (teacher)", "pseudo_masks-teacher"]
     assert stages_of(workdir, *brief) == stages
     gate = "--pseudo-masks.gate=1e-9"  # below every probability
     assert stages_of(workdir, *brief, gate) == ["classifier", "cams", *stages[1:]]

@@ -149,7 +149,7 @@ def faked(tmp_path, monkeypatch):
         seed, rho = config.segmenter_seed, config.rho
         name = f"evaluation-{config.pseudo}-{rho}-{seed}-{config.encoder_start}"
         name += "".join(f"-{count}" for count in config.experts)
-        name += f"-{config.segmenter.average}"
+        name += f"-{config.segmenter.average}-{config.segmenter.epochs}"
         rows = [
             {"name": "classifier", "folder": "c", "seconds": 2.0, "reused": False},
             {"name": "evaluation", "folder": name, "seconds": 1.0, "reused": False},
@@ -186,12 +186,13 @@ def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
     table.main([f"--workdir={tmp_path}", "--seeds", "17", "18", "19"])
     rows = read_csv(tmp_path / "table" / "table.csv")
     assert [row["name"] for row in rows] == [
-        *("weak (CAM)", "weak (IRNet)", "full", "teacher", "teacher, averaged"),
+        *("weak (CAM)", "weak (IRNet)", "full", "full, twice the steps"),
+        *("teacher", "teacher, averaged"),
         *("CheXseg (CAM)", "CheXseg (IRNet)"),
         *("classifier's maps", "location prior", "second reader"),
     ]
-    assert len(faked) == 21 and {rho for _, rho, *_ in faked} == {0, 0.5, 0.9, 1}
-    weak, chexseg, reader = rows[1], rows[6], rows[9]
+    assert len(faked) == 24 and {rho for _, rho, *_ in faked} == {0, 0.9, 1}
+    weak, chexseg, reader = rows[1], rows[7], rows[10]
     seeds = [float(weak[f"seed_{seed}"]) for seed in (17, 18, 19)]
     assert float(weak["mean"]) == pytest.approx(np.mean(seeds))
     lower, upper = compare.seeds_interval(seeds)
@@ -206,9 +207,9 @@ def test_the_table_has_the_papers_rows(faked, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "95 % interval over 3 seeds and 30 images (30 patients)" in said
     assert float(weak["lower"]) < float(weak["mean"]) < float(weak["upper"])
-    assert "Cost: classifier 2.0 s; evaluation 21.0 s for 21. In all 0.4 min." in said
+    assert "Cost: classifier 2.0 s; evaluation 24.0 s for 24. In all 0.4 min." in said
     stored = json.loads((tmp_path / "table" / "table.json").read_text())
-    assert stored["rows"][9]["mean"]["n"] == 20 and stored["seeds"] == [17, 18, 19]
+    assert stored["rows"][10]["mean"]["n"] == 20 and stored["seeds"] == [17, 18, 19]
 
 
 def test_the_reader_is_compared_on_the_readers_images(faked, tmp_path):
@@ -233,12 +234,12 @@ def test_the_curve_over_numbers_of_expert_masks(faked, tmp_path, capsys):
     table.main([f"--workdir={tmp_path}", "--seeds", "17", "18", "--experts", "5", "10"])
     rows = read_csv(tmp_path / "table" / "experts.csv")
     assert [(row["method"], row["experts"]) for row in rows] == [
-        *((method, "5") for method in ("full", "maps", "teacher")),
-        *((method, "10") for method in ("full", "maps", "teacher")),
+        *((method, "5") for method in ("full", "full, twice the steps", "maps", "teacher")),
+        *((method, "10") for method in ("full", "full, twice the steps", "maps", "teacher")),
         ("all masks", ""),
     ]
-    assert [row["reference"] for row in rows[:3]] == ["", *["full, 5"] * 2]
-    assert rows[6]["reference"] == "full, 10"
+    assert [row["reference"] for row in rows[:4]] == ["", *["full, 5"] * 3]
+    assert rows[8]["reference"] == "full, 10"
     assert float(rows[1]["difference"]) == pytest.approx(
         float(rows[0]["mean"]) - float(rows[1]["mean"])
     )
@@ -246,11 +247,14 @@ def test_the_curve_over_numbers_of_expert_masks(faked, tmp_path, capsys):
     assert "teacher, 10" in capsys.readouterr().out
 
 
-def test_the_bound_trains_on_every_mask_for_as_many_steps():
+def test_the_bound_trains_on_every_mask_for_the_steps_of_teacher_and_student():
     data = SimpleNamespace(mapped=range(200), expert_train=Rows("e", 14), hidden=Rows("h", 150))
     arms = experts.arms_of(replace(PHANTOM, experts=(5, 10)), 0.5, data)
     bound = arms[experts.Point(experts.BOUND, None)].config.segmenter
-    assert training_steps(bound, 164, 200, 1.0) == training_steps(PHANTOM.segmenter, 10, 200, 1.0)
+    largest = training_steps(PHANTOM.segmenter, 10, 200, 1.0)
+    assert training_steps(bound, 164, 200, 1.0) == pytest.approx(2 * largest, abs=1)
+    longer = arms[experts.Point("full, twice the steps", 10)].config
+    assert longer.rho == 1 and longer.segmenter.epochs == 2 * PHANTOM.segmenter.epochs
 
 
 def test_sources_one_after_another():

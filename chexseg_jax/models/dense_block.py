@@ -114,9 +114,9 @@ def _backward(
         width = layer.narrow.scale.size
         if narrows is not None:
             narrow = narrows[index]
-        else:  # the barrier keeps XLA from using, and so keeping, the first ones
-            before = lax.optimization_barrier(maps[..., :width])
-            narrow = normed_conv(before, moments.first(width), layer.narrow)
+        else:  # not the first ones, which would have to be kept, and not before they are needed
+            maps, gradient = lax.optimization_barrier((maps, gradient))
+            narrow = normed_conv(maps[..., :width], moments.first(width), layer.narrow)
         of_new = Moments(*(values[width:] for values in moment_gradients))
         new = maps[..., width : gradient.shape[-1]]
         (new_gradient,) = jax.vjp(moments_of, new)[1](of_new)

@@ -30,6 +30,7 @@ from chexseg_jax.pathologies import COMMON_PATHOLOGIES, PATHOLOGIES
 from chexseg_jax.pseudolabels.storage import CERTAIN, PseudoMaskSource
 from chexseg_jax.runtime.process_shards import all_gather, shard_for_process
 from chexseg_jax.runtime.stage_folder import StageFolder
+from chexseg_jax.training.checkpoints import restore
 from chexseg_jax.training.data import (
     Example,
     Mapped,
@@ -139,13 +140,14 @@ def run(
     rho: float,
     seed: int,
     folder: StageFolder,
+    teacher: Path | None = None,
 ) -> None:
     """Train the segmenter; keep the best by mean IoU on expert-val, over `select` of those there.
 
     Args:
         config: the training.
         spec: the network, from `SegmenterConfig.network_spec`.
-        encoder: the encoder with its initial weights.
+        encoder: the encoder with its initial weights; None if there is a teacher.
         expert_train: images with expert masks; not read if rho is 0.
         expert_val: held-out expert masks that choose the checkpoint.
         pseudo_masks: of `images`, in the same order; None if rho is 1.
@@ -153,10 +155,14 @@ def run(
         rho: the probability that a sample is an expert's.
         seed: of weights, order and mix.
         folder: where checkpoints, metrics and the manifest go.
+        teacher: the folder of a segmenter of the same specification, whose training goes on here.
     """
-    model = spec.build(seed, backbone=encoder)
-    if config.init:
-        start_from(Path(config.init), model, spec.normalization)
+    if teacher is not None:
+        model = restore(teacher)
+    else:
+        model = spec.build(seed, backbone=encoder)
+        if config.init:
+            start_from(Path(config.init), model, spec.normalization)
     indices = sample_indices(len(images), config.maps, seed)
     experts = expert_dataset(expert_train, spec.image_size) if rho > 0 else None
     weak = None

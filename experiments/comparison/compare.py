@@ -94,6 +94,12 @@ def without_experts(config: Config, maps: int | None, learning_rate: float | Non
     return replace(config, rho=0.0, segmenter=replace(config.segmenter, **changes))
 
 
+def twice_the_steps(config: Config) -> Config:
+    """Return a run whose segmenter takes twice the steps: as many as a teacher and its student."""
+    segmenter = replace(config.segmenter, epochs=2 * config.segmenter.epochs)
+    return replace(config, segmenter=segmenter)
+
+
 def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of a mean over seeds alone, by Student's t; NaN with fewer than two.
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from chexseg_jax.runtime.stage_folder import write_json
 from chexseg_jax.stages.segmenter import training_steps
-from experiments.comparison.compare import Arm, Comparison, Row
+from experiments.comparison.compare import Arm, Comparison, Row, twice_the_steps
 from experiments.comparison.output import comparison_json, plot_title, signed, write_rows
 from experiments.report.plots import (
     COLORS,
@@ -26,6 +26,7 @@ from experiments.run.data import Data
 BOUND = "all masks"
 COLOURS = {
     "full": COLORS["run"],
+    "full, twice the steps": COLORS["human"],
     "maps": COLORS["cam"],
     "teacher": COLORS["teacher"],
 }
@@ -42,10 +43,13 @@ class Point:
 def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
     """Return the runs of the curve, each compared with expert masks alone at the same number.
 
-    The bound trains on all hidden masks too, for as many steps as the largest number of expert masks.
+    A teacher and its student take twice the steps together. The bound trains on all hidden masks too,
+    for twice the steps of the largest number of expert masks.
     """
+    full = replace(config, rho=1.0)
     methods = {
-        "full": replace(config, rho=1.0),
+        "full": full,
+        "full, twice the steps": twice_the_steps(full),
         "maps": replace(config, pseudo="cam"),
         "teacher": replace(config, pseudo="teacher", rho=teacher_rho),
     }
@@ -63,7 +67,7 @@ def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
             for experts in (largest, len(data.expert_train) + len(data.hidden))
         )
         segmenter = replace(config.segmenter, epochs=config.segmenter.epochs * few / every)
-        bound = replace(config, rho=1.0, experts=(), segmenter=segmenter)
+        bound = twice_the_steps(replace(full, experts=(), segmenter=segmenter))
         arms[Point(BOUND, None)] = Arm(BOUND, bound, f"full, {largest}", hidden=True)
     return arms
 

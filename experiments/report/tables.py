@@ -318,8 +318,9 @@ def experts_table(report: Mapping[str, Any]) -> ReportTable | None:
         ["Expert masks", "Method", "Mean pooled IoU", "More than experts alone"],
         rows,
         note="Of `experiments.table --experts` in the same folder. full: expert masks alone; maps: with "
-        "masks of class activation maps; teacher: with a teacher's; all masks: with the hidden masks of "
-        "all images. Intervals are over seeds and images.",
+        "masks of class activation maps; teacher: with a teacher's, in as many steps after the "
+        "teacher's own; all masks: with the hidden masks of all images, in twice the steps. Intervals "
+        "are over seeds and images.",
     )
 
 

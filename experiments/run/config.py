@@ -66,6 +66,9 @@ class Config:
     pseudo: PseudoSource = "irnet"
     """Pseudo-masks from IRNet's random walk, from the class activation maps alone, or from a teacher:
     the segmenter of the same expert masks at rho = 1."""
+    student: Literal["teacher", "encoder"] = "teacher"
+    """What a teacher's student starts from: the teacher, whose training it goes on with, or, as the
+    teacher did, the encoder."""
     rounds: int = 1
     """Of a teacher: in each after the first, the student of the one before is the teacher."""
     experts: tuple[int, ...] = ()
@@ -157,7 +160,6 @@ PAPER = Config(
 
 CHEXPERT = Config(
     preset="chexpert",
-    rho=0.5,
     pseudo="teacher",
     photometry="median",
     classifier=ClassifierConfig(
@@ -184,7 +186,6 @@ CHEXPERT = Config(
 
 PHANTOM = Config(
     preset="phantom",
-    rho=0.5,
     pseudo="teacher",
     experts=(20,),
     image_size=128,

@@ -66,9 +66,13 @@ class Run:
         inputs: Mapping[str, str],
         work: Callable[[StageFolder], None],
         name: str | None = None,
+        role: str = "",
         **weights: WeightsFile | None,
     ) -> StageFolder:
-        """Run a stage, or reuse its finished folder; its manifest tells where its weights are from."""
+        """Run a stage, or reuse its finished folder; its manifest tells where its weights are from.
+
+        The list of stages tells its role, if it is not the usual one.
+        """
         name = name or module.__name__.rpartition(".")[2]
         origins = {key: file.origin for key, file in weights.items() if file}
         version = module.VERSION
@@ -78,7 +82,8 @@ class Run:
             with sending_to(*sinks(self.config.wandb)):
                 work(folder)
         seconds = time.monotonic() - started
-        row = {"name": name, "seconds": seconds, "reused": reused, "folder": folder.path.name}
+        shown = f"{name} ({role})" if role else name
+        row = {"name": shown, "seconds": seconds, "reused": reused, "folder": folder.path.name}
         self.stages.append(row)
         return folder
 
@@ -317,7 +322,7 @@ def make_encoder(run: Run, classifier: StageFolder) -> Encoder:
 
 
 def make_segmenter(
-    run: Run, encoder: Encoder, pseudo_masks: StageFolder | None, rho: float
+    run: Run, encoder: Encoder, pseudo_masks: StageFolder | None, rho: float, role: str = ""
 ) -> StageFolder:
     """Train the segmenter on expert masks and pseudo-masks; without the latter if rho is 1."""
     config, data = run.config, run.data
@@ -330,6 +335,9 @@ def make_segmenter(
         inputs["expert_train"] = data.expert_train.fingerprint
     if pseudo_masks:
         inputs["pseudo_masks"] = pseudo_masks.fingerprint
+    teacher = run.teacher if pseudo_masks and config.student == "teacher" else None
+    if teacher:
+        inputs["teacher"] = teacher.fingerprint
     init = find_weights(settings.init, spec.backbone) if settings.init else None
     if init:
         inputs["init"] = init.sha256
@@ -349,7 +357,7 @@ def make_segmenter(
         lambda folder: segmenter_stage.run(
             located(settings, init),
             spec=spec,
-            encoder=encoder.load(),
+            encoder=None if teacher else encoder.load(),
             expert_train=data.expert_train,
             expert_val=data.expert_val,
             pseudo_masks=PseudoMaskSource(pseudo_masks) if pseudo_masks else None,
@@ -357,7 +365,9 @@ def make_segmenter(
             rho=rho,
             seed=seed,
             folder=folder,
+            teacher=teacher.path if teacher else None,
         ),
+        role=role,
         init=init,
         encoder=encoder.weights,
     )
@@ -366,10 +376,10 @@ def make_segmenter(
 def make_teacher(run: Run, encoder: Encoder) -> None:
     """Train the teacher: on expert masks alone, then, in further rounds, as a student of itself."""
     config = run.config
-    run.teacher = make_segmenter(run, encoder, None, rho=1.0)
+    run.teacher = make_segmenter(run, encoder, None, 1.0, "teacher")
     for _ in range(config.rounds - 1):
         masks = make_pseudo_masks(run, config.pseudo)
-        run.teacher = make_segmenter(run, encoder, masks, config.rho)
+        run.teacher = make_segmenter(run, encoder, masks, config.rho, "teacher")
 
 
 def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -> StageFolder:
