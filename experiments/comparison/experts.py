@@ -74,10 +74,11 @@ def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
 
 def text(rows: Mapping[Point, Row], sampled: Mapping[str, int], seeds: int) -> str:
     """Format the curve for the terminal."""
-    lines = [f" {'Mean pooled IoU':<18}  {'[95 %]':<20}  experts alone − this [paired, 95 %]"]
+    wide = max(len(row.name) for row in rows.values())
+    lines = [f" {'Mean pooled IoU':<{wide}}  {'[95 %]':<20}  experts alone − this [paired, 95 %]"]
     for row in rows.values():
         mean = f"{format_score(row.mean.mean)} {format_interval(asdict(row.mean))}"
-        lines.append(f" {row.name:<18}  {mean:<20}  {signed(row.difference)}")
+        lines.append(f" {row.name:<{wide}}  {mean:<20}  {signed(row.difference)}")
     return "\n".join([*lines, f" [ ]: {interval_name(sampled, seeds)}"])
 
 
