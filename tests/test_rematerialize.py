@@ -1,7 +1,7 @@
 """Rematerialisation: the same gradients and running statistics, and less kept for the gradient.
 
-XLA for CPUs merges what is computed twice, so that there only accelerators need less memory: see
-`tests/with_tpu/check_compile.py`.
+XLA for CPUs merges what is computed twice, so that only accelerators need less memory: how much is in
+docs/performance.md, and `tests/with_tpu/check_compile.py` sees that their compiler merges nothing.
 """
 
 import json
