@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,24 +63,46 @@ def start(log: Path, devices: int, *flags: str) -> subprocess.Popen:
         )
 
 
+def together(processes: int) -> list[str]:
+    """The flags that processes share, but for their index: an address that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = ["--distributed", f"--processes.coordinator={address}"]
+    return [*flags, f"--processes.count={processes}"]
+
+
+@contextmanager
+def ended() -> Iterator[list[subprocess.Popen]]:
+    """A list of processes; those that are still running at the end are killed."""
+    running: list[subprocess.Popen] = []
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def said(folder: Path) -> str:
+    """The ends of the logs in a folder."""
+    return "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The work folders of one process and of two."""
     folder = tmp_path_factory.mktemp("distributed")
     prepare_phantoms(folder / "data", seed=17, train=40, valid=16, test=8, short_side=64)
     here = f"--data-dir={folder / 'data'}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    pair = ["--distributed", f"--processes.coordinator={address}", "--processes.count=2"]
-    pair += [here, f"--workdir={folder / 'two'}"]
+    pair = [*together(2), here, f"--workdir={folder / 'two'}"]
 
     def both(life: str) -> list[subprocess.Popen]:
         logs = [folder / f"{life}-{i}.log" for i in (0, 1)]
         return [start(log, 4, *pair, f"--processes.index={i}") for i, log in enumerate(logs)]
 
-    running = both("stopped")
-    try:
+    with ended() as running:
+        running += both("stopped")
         wait_for(lambda: any((folder / "two").glob("classifier-*/checkpoints/3")), running)
         running[1].send_signal(signal.SIGTERM)
         codes = [process.wait(120) for process in running]
@@ -92,12 +115,7 @@ def runs(tmp_path_factory):
             start(folder / "alone.log", 8, here, f"--workdir={folder / 'one'}"),
         ]
         codes += [process.wait(600) for process in running[4:]]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
-    assert codes == [143, 143, -signal.SIGABRT, -signal.SIGKILL, 0, 0, 0], logs
+    assert codes == [143, 143, -signal.SIGABRT, -signal.SIGKILL, 0, 0, 0], said(folder)
     return folder / "one", folder / "two"
 
 

@@ -7,13 +7,12 @@ with other work, collectives may time out after 30 seconds.
 """
 
 import json
-import socket
 
 import numpy as np
 import pytest
 
 from datasets.prepare import prepare_phantoms
-from tests.test_distributed import losses, stage, start
+from tests.test_distributed import ended, losses, said, stage, start, together
 
 PROCESSES = 4
 TRAININGS = {"irnet": ("classifier", "irnet"), "teacher": ("classifier",)}
@@ -25,26 +24,15 @@ def runs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     prepare_phantoms(folder / "data", seed=17, train=40, valid=16, test=8, short_side=64)
     flags = [f"--data-dir={folder / 'data'}", f"--pseudo={request.param}"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    together = [*flags, "--distributed", f"--processes.coordinator={address}"]
-    together += [f"--processes.count={PROCESSES}", f"--workdir={folder / 'four'}"]
-    alone = start(folder / "alone.log", 8, *flags, f"--workdir={folder / 'one'}")
-    running = [alone]
-    try:
-        codes = [alone.wait(900)]
+    four = [*flags, *together(PROCESSES), f"--workdir={folder / 'four'}"]
+    with ended() as running:
+        running.append(start(folder / "alone.log", 8, *flags, f"--workdir={folder / 'one'}"))
+        codes = [running[0].wait(900)]
         running += [
-            start(folder / f"{i}.log", 2, *together, f"--processes.index={i}")
-            for i in range(PROCESSES)
+            start(folder / f"{i}.log", 2, *four, f"--processes.index={i}") for i in range(PROCESSES)
         ]
         codes += [process.wait(900) for process in running[1:]]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
-    assert codes == [0] * (1 + PROCESSES), logs
+    assert codes == [0] * (1 + PROCESSES), said(folder)
     return request.param, folder / "one", folder / "four"
 
 
