@@ -27,6 +27,7 @@ from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.runtime.stage_folder import write_json
 from experiments.comparison import experts
 from experiments.comparison.compare import (
+    LONGER,
     Arm,
     Comparison,
     Row,
@@ -109,7 +110,7 @@ def arms_of(config: TableConfig) -> list[Arm]:
         "weak (CAM)": replace(weak, pseudo="cam"),
         "weak (IRNet)": replace(weak, pseudo="irnet"),
         "full": full,
-        "full, twice the steps": twice_the_steps(full),
+        LONGER: twice_the_steps(full),
         "teacher": teacher,
         averaged: replace(teacher, segmenter=replace(base.segmenter, average=average)),
         "CheXseg (CAM)": replace(base, pseudo="cam"),
@@ -122,7 +123,7 @@ def arms_of(config: TableConfig) -> list[Arm]:
     return [
         Arm(f"{name}, {init}", replace(run, encoder_start=start), f"{name}, {last}")
         for name, run in supervisions.items()
-        if "CAM" not in name and name not in (averaged, "full, twice the steps")
+        if "CAM" not in name and name not in (averaged, LONGER)
         for init, start in named.items()
     ]
 

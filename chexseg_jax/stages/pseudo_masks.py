@@ -168,7 +168,8 @@ def run(
         return (soft_masks if soft else hard_masks)(values, thresholds.astype(np.float32))
 
     for path, indices in missing_shards(folder, "masks", len(images), "arrayrecord"):
-        source = letterboxed(Subset(images, indices), image_size, cache=len(indices))
+        read_twice = len(indices) if cams is None else 0
+        source = letterboxed(Subset(images, indices), image_size, cache=read_twice)
         if cams is None:
             records = list(rows_of(source, config.batch_size))
         else:

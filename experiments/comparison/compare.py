@@ -30,6 +30,9 @@ from experiments.run.pipeline import run_pipeline
 ImageCounts = tuple[np.ndarray, list[Counts]]
 """Indices of test images, and the counts of these images in every run, in the order of seeds."""
 
+LONGER = "full, twice the steps"
+"""The arm of expert masks alone that takes the steps of a teacher and its student together."""
+
 METHODS = {"cam": "classifier's maps", "prior": "location prior", "human": "second reader"}
 """What every run is compared with and nothing is trained for."""
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from chexseg_jax.runtime.stage_folder import write_json
 from chexseg_jax.stages.segmenter import training_steps
-from experiments.comparison.compare import Arm, Comparison, Row, twice_the_steps
+from experiments.comparison.compare import LONGER, Arm, Comparison, Row, twice_the_steps
 from experiments.comparison.output import comparison_json, plot_title, signed, write_rows
 from experiments.report.plots import (
     COLORS,
@@ -26,7 +26,7 @@ from experiments.run.data import Data
 BOUND = "all masks"
 COLOURS = {
     "full": COLORS["run"],
-    "full, twice the steps": COLORS["human"],
+    LONGER: COLORS["human"],
     "maps": COLORS["cam"],
     "teacher": COLORS["teacher"],
 }
@@ -49,7 +49,7 @@ def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
     full = replace(config, rho=1.0)
     methods = {
         "full": full,
-        "full, twice the steps": twice_the_steps(full),
+        LONGER: twice_the_steps(full),
         "maps": replace(config, pseudo="cam"),
         "teacher": replace(config, pseudo="teacher", rho=teacher_rho),
     }

@@ -55,8 +55,8 @@ def publish(run: Run) -> None:
     """Write the report of an evaluated run beside its metrics, and print its table."""
     # Every process takes part in making pseudo-masks; the first one writes the report.
     pseudo: dict[str, StageFolder] = {}
-    if run.pseudo_masks and run.cams and run.data.hidden is not None:
-        if run.config.pseudo != "cam":
+    if run.pseudo_masks and run.data.hidden is not None:
+        if run.cams and run.config.pseudo != "cam":
             pseudo["cam"] = make_pseudo_masks(run, "cam")
         pseudo[run.config.pseudo] = run.pseudo_masks
     # Orbax restores in all processes together.
