@@ -47,10 +47,9 @@ from experiments.comparison.output import (
 from experiments.comparison.plan import plan, sizes_of
 from experiments.report.plots import COLORS, QUIET, save_figure, style_axes
 from experiments.report.tables import format_interval, format_score, interval_name
-from experiments.run.config import WEAK_ROWS, Config, read_flags
+from experiments.run.config import CHEXSEG_RHO, WEAK_ROWS, Config, read_flags
 from experiments.run.data import Data
 
-CHEXSEG_RHO = 0.9
 AVERAGE = 0.99
 """Decay of the moving average of weights in the row that has one."""
 
@@ -59,7 +58,9 @@ AVERAGE = 0.99
 class TableConfig:
     """The rows of the table."""
 
-    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Config(rho=CHEXSEG_RHO)
+    )
     seeds: tuple[int, ...] = (17, 18, 19)
     """Of the segmenter; the stages before it keep `--seed`, and are shared."""
     weak_maps: int | None = None
@@ -68,8 +69,8 @@ class TableConfig:
     """The learning rate of the rows without expert masks, if not that of the others."""
     dry_run: bool = False
     """Print what each row would train on and how long, and run nothing."""
-    teacher_rho: float = CHEXSEG_RHO
-    """Rho of the rows whose pseudo-masks are a teacher's; the preset's if not given."""
+    teacher_rho: float | None = None
+    """Rho of the rows whose pseudo-masks are a teacher's; by the number of expert masks if not given."""
     inits: tuple[str, ...] = ()
     """Compare what the encoder starts from: any of `random`, `chexpert` and NAME=FILE."""
     out: Path | None = None
@@ -77,7 +78,7 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         check_seeds(self.seeds)
-        if not 0 < self.run.rho < 1:
+        if self.run.rho is None or not 0 < self.run.rho < 1:
             raise ValueError(f"--rho is CheXseg's and must lie between 0 and 1, got {self.run.rho}")
 
 

@@ -20,6 +20,7 @@ from chexseg_jax.images import Normalization, content_fractions, content_mask
 from chexseg_jax.inference.apply import PATHOLOGY_OUTPUTS, Cams, jit_inference
 from chexseg_jax.pathologies import pathology_labels
 from chexseg_jax.pseudolabels.gradcam import normalize_cams, upsample_cams
+from chexseg_jax.stages.evaluation import location_prior
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.data import letterboxed, ordered_batches
 from experiments.run.config import read_arguments
@@ -65,14 +66,21 @@ class Other:
         return normalize_cams(jax.nn.relu(maps) * (content > 0)[..., None]), None
 
 
-def measure(infer: Callable[..., Any], source: Any, size: int) -> tuple[Counts, np.ndarray]:
+def upsampled(infer: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return an inference function's maps at the size of the images."""
+
+    def maps_of(images: Any) -> Any:
+        return upsample_cams(jnp.asarray(infer(images)[0]), content_mask(jnp.asarray(images)))
+
+    return maps_of
+
+
+def measure(maps_of: Callable[[Any], Any], source: Any, size: int) -> tuple[Counts, np.ndarray]:
     """Return counts of every image at every threshold, and hits: 1, 0, or NaN without the finding."""
     counts: list[Counts] = []
     hits: list[np.ndarray] = []
     for batch, number in ordered_batches(letterboxed(source, size), BATCH):
-        cams, _ = infer(batch["images"])
-        content = content_mask(jnp.asarray(batch["images"]))
-        maps = np.asarray(upsample_cams(jnp.asarray(cams), content))[:number]
+        maps = np.asarray(maps_of(batch["images"]))[:number]
         positive = (pathology_labels(batch["labels"])[:number] == 1)[:, None, None]
         masks = batch["masks"][:number] * positive
         counts += map(count, threshold_bins(maps * positive), masks)
@@ -83,14 +91,29 @@ def measure(infer: Callable[..., Any], source: Any, size: int) -> tuple[Counts, 
     return stack(counts), np.concatenate(hits)
 
 
-def judge(infer: Callable[..., Any], data: Data, size: int) -> tuple[float, float]:
-    """Return the pooled IoU and the hit rate of maps on hidden masks, at thresholds of expert-train."""
+@dataclass(frozen=True)
+class Judgement:
+    """Pooled IoU on the masks that chose the thresholds, and IoU and hit rate on hidden masks."""
+
+    experts: float
+    hidden: float
+    hits: float
+
+
+def judge(maps_of: Callable[[Any], Any], data: Data, size: int) -> Judgement:
+    """Judge maps by hidden masks, at thresholds that are chosen on expert-train."""
     assert data.hidden is not None, "only phantoms have hidden masks"
-    chosen = pseudo_mask_thresholds(measure(infer, data.expert_train, size)[0], 8)
-    counts, hits = measure(infer, data.hidden, size)
-    rows = np.abs(THRESHOLDS[:, None] - chosen).argmin(0)
-    ious = counts.pooled().iou()[rows, np.arange(len(rows))]
-    return mean_of(ious), mean_of(np.nanmean(hits, 0))
+    experts = measure(maps_of, data.expert_train, size)[0]
+    chosen = pseudo_mask_thresholds(experts, 8)
+    rows = np.abs(THRESHOLDS[:, None] - chosen).argmin(0), np.arange(len(chosen))
+    counts, hits = measure(maps_of, data.hidden, size)
+    ious = [mean_of(some.pooled().iou()[rows]) for some in (experts, counts)]
+    return Judgement(*ious, mean_of(np.nanmean(hits, 0)))
+
+
+def peaks_at_one(maps: Any) -> np.ndarray:
+    """Divide maps by their maximum."""
+    return np.asarray(maps / np.maximum(maps.max((1, 2), keepdims=True), 1e-12))
 
 
 def main() -> None:
@@ -105,12 +128,19 @@ def main() -> None:
     }
     for scales in ((1.0,), (1.0, 1.5), (1.0, 1.5, 2.0)):
         for kind in ("grad-cam", "cell-probability"):
-            kinds[f"{kind} at {', '.join(map(str, scales))}"] = Cams(normalize, kind, scales)
+            name = f"{kind} at {', '.join(map(str, scales))}"
+            kinds[name] = Cams(normalize, kind, scales)
+    maps = {name: upsampled(jit_inference(kind, model)) for name, kind in kinds.items()}
+    prior = location_prior(data.expert_train, size)
+    maps["location prior"] = lambda images: peaks_at_one(np.repeat(prior, len(images), 0))
+    last = maps[name]
+    maps[f"location prior times {name}"] = lambda images: peaks_at_one(last(images) * prior)
     print("| maps | pooled IoU | hit rate | seconds |\n| --- | --- | --- | --- |")
-    for name, kind in kinds.items():
-        started, infer = time.monotonic(), jit_inference(kind, model)
-        iou, rate = judge(infer, data, size)
-        print(f"| {name} | {iou:.3f} | {rate:.3f} | {time.monotonic() - started:.0f} |")
+    for name, maps_of in maps.items():
+        started = time.monotonic()
+        found = judge(maps_of, data, size)
+        seconds = time.monotonic() - started
+        print(f"| {name} | {found.hidden:.3f} | {found.hits:.3f} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

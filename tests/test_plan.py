@@ -13,7 +13,7 @@ from datasets.errors import DataError
 from experiments import table
 from experiments.comparison.plan import Sizes, resolve
 from experiments.run import data as data_module
-from experiments.run.config import PAPER, PHANTOM, WEAK_ROWS, read_arguments
+from experiments.run.config import CHEXPERT, PAPER, PHANTOM, WEAK_ROWS, read_arguments
 from experiments.run.data import open_data
 
 ROWS = {
@@ -24,6 +24,13 @@ ROWS = {
     "CheXseg (CAM)": (0.9, 20_000, 100, 147, 1e-3, 618),
     "CheXseg (IRNet)": (0.9, 20_000, 100, 147, 1e-3, 618),
 }
+
+
+def test_rho_is_the_papers_and_with_a_teacher_by_the_number_of_expert_masks():
+    taught = [CHEXPERT.rho_of(count) for count in (10, 20, 40, 80, 147)]
+    assert taught == [0.33, 0.5, 0.67, 0.8, 0.88]
+    assert replace(PHANTOM, pseudo="irnet").rho_of(20) == PAPER.rho_of(20) == 0.9
+    assert replace(PHANTOM, rho=0.0).rho_of(20) == 0
 
 
 def paper_table() -> table.TableConfig:

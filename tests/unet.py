@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from chexseg_jax.evaluation.metrics import overlap, patients_of, pooled_intervals, stack
+from chexseg_jax.evaluation.metrics import Counts, overlap, patients_of, pooled_intervals, stack
 from chexseg_jax.evaluation.thresholds import choose_thresholds
 from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.models.layers import BatchNorm, Conv, average_pool, resize
@@ -133,8 +133,8 @@ def main() -> None:
     print("| mean |", " | ".join(text for _, text in rows.values()), "|")
 
 
-def score(infer: Any, data: Data, size: int) -> tuple[list[float], str]:
-    """Return the pooled IoU of each pathology, and their mean as text with its interval over images."""
+def counts_on_test(infer: Any, data: Data, size: int) -> Counts:
+    """Return the counts of the test images, at thresholds that are chosen on expert-val."""
     methods = {"run": infer}
     chosen = [count_methods(methods, s, size, BATCH) for s in (data.expert_val, data.expert_train)]
     thresholds = choose_thresholds([counts["run"] for counts in chosen])
@@ -143,8 +143,13 @@ def score(infer: Any, data: Data, size: int) -> tuple[list[float], str]:
         for batch, number in ordered_batches(letterboxed(data.test, size), BATCH)
         for maps, masks in zip(infer(batch["images"])[:number], batch["masks"], strict=False)
     ]
+    return stack(counts)
+
+
+def score(infer: Any, data: Data, size: int) -> tuple[list[float], str]:
+    """Return the pooled IoU of each pathology, and their mean as text with its interval over images."""
     patients = patients_of(data.test.image_ids)
-    ious, mean = pooled_intervals(stack(counts), patients)
+    ious, mean = pooled_intervals(counts_on_test(infer, data, size), patients)
     return [i.mean for i in ious], f"{mean.mean:.3f} [{mean.lower:.3f}, {mean.upper:.3f}]"
 
 

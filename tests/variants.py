@@ -28,7 +28,7 @@ from experiments.run.cli import managed_run
 from experiments.run.config import Config, read_arguments
 from experiments.run.data import Data, open_data, with_experts
 from experiments.run.pipeline import made, run_pipeline
-from tests.maps import judge
+from tests.maps import judge, upsampled
 
 SEEDS = (17, 18, 19)
 
@@ -36,8 +36,9 @@ SEEDS = (17, 18, 19)
 def score_maps(config: Config, data: Data, classifier: StageFolder) -> str:
     """Return the label-gated IoU and the hit rate of the maps of a classifier, on hidden masks."""
     kind = config.cams.maps(spec_of(classifier.path).normalization)
-    iou, rate = judge(jit_inference(kind, restore(classifier.path)), data, config.image_size)
-    return f"{iou:.3f} and {rate:.2f}"
+    infer = jit_inference(kind, restore(classifier.path))
+    found = judge(upsampled(infer), data, config.image_size)
+    return f"{found.hidden:.3f} and {found.hits:.2f}"
 
 
 def compare(given: list[str], variants: list[str], maps: bool) -> None:
@@ -70,12 +71,17 @@ def compare(given: list[str], variants: list[str], maps: bool) -> None:
         print("|", " | ".join([variant or "as it is", *columns]), "|", flush=True)
 
 
+def split_variants(given: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into the flags of all variants, and each variant's own."""
+    if "--variants" not in given:
+        return given, [""]
+    at = given.index("--variants")
+    return given[:at], given[at + 1 :]
+
+
 def main() -> None:
     """Parse the flags and compare."""
-    given, variants = sys.argv[1:], [""]
-    if "--variants" in given:
-        at = given.index("--variants")
-        given, variants = given[:at], given[at + 1 :]
+    given, variants = split_variants(sys.argv[1:])
     maps = "--maps" in given
     given = [flag for flag in given if flag != "--maps"]
     with managed_run(read_arguments(str(__doc__), given).workdir):

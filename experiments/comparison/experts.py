@@ -40,11 +40,12 @@ class Point:
     experts: int | None
 
 
-def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
+def arms_of(config: Config, teacher_rho: float | None, data: Data) -> dict[Point, Arm]:
     """Return the runs of the curve, each compared with expert masks alone at the same number.
 
-    A teacher and its student take twice the steps together. The bound trains on all hidden masks too,
-    for twice the steps of the largest number of expert masks.
+    A teacher and its student take twice the steps together, and are compared with expert masks alone
+    in twice the steps. The bound trains on all hidden masks too, for twice the steps of the largest
+    number of expert masks.
     """
     full = replace(config, rho=1.0)
     methods = {
@@ -53,9 +54,12 @@ def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
         "maps": replace(config, pseudo="cam"),
         "teacher": replace(config, pseudo="teacher", rho=teacher_rho),
     }
+    references = {"teacher": LONGER}
     arms = {
         Point(method, count): Arm(
-            f"{method}, {count}", replace(run, experts=(count,)), f"full, {count}"
+            f"{method}, {count}",
+            replace(run, experts=(count,)),
+            f"{references.get(method, 'full')}, {count}",
         )
         for count in config.experts
         for method, run in methods.items()
@@ -68,17 +72,18 @@ def arms_of(config: Config, teacher_rho: float, data: Data) -> dict[Point, Arm]:
         )
         segmenter = replace(config.segmenter, epochs=config.segmenter.epochs * few / every)
         bound = twice_the_steps(replace(full, experts=(), segmenter=segmenter))
-        arms[Point(BOUND, None)] = Arm(BOUND, bound, f"full, {largest}", hidden=True)
+        arms[Point(BOUND, None)] = Arm(BOUND, bound, f"{LONGER}, {largest}", hidden=True)
     return arms
 
 
 def text(rows: Mapping[Point, Row], sampled: Mapping[str, int], seeds: int) -> str:
     """Format the curve for the terminal."""
     wide = max(len(row.name) for row in rows.values())
-    lines = [f" {'Mean pooled IoU':<{wide}}  {'[95 %]':<20}  experts alone − this [paired, 95 %]"]
+    lines = [f" {'Mean pooled IoU':<{wide}}  {'[95 %]':<20}  reference − this [paired, 95 %]"]
     for row in rows.values():
         mean = f"{format_score(row.mean.mean)} {format_interval(asdict(row.mean))}"
-        lines.append(f" {row.name:<{wide}}  {mean:<20}  {signed(row.difference)}")
+        less = f"{row.reference}: {signed(row.difference)}" if row.reference else ""
+        lines.append(f" {row.name:<{wide}}  {mean:<20}  {less}".rstrip())
     return "\n".join([*lines, f" [ ]: {interval_name(sampled, seeds)}"])
 
 

@@ -43,6 +43,7 @@ class Training:
 class Resolved:
     """What a row trains: classifiers, IRNet on at most all mapped images, and the segmenter."""
 
+    rho: float
     classifier: Training
     encoder: Training | None
     maps: int
@@ -69,8 +70,9 @@ def resolve(config: Config, sizes: Sizes) -> Resolved:
     weak = fewer(config.weak, sizes.train)
     experts = fewer(min(config.experts, default=None), sizes.expert_train)
     maps, settings = fewer(config.maps, weak), config.segmenter
-    pseudo = fewer(settings.maps, maps) if config.rho < 1 else 0
-    experts_used = experts if config.rho > 0 else 0
+    rho = config.rho_of(experts)
+    pseudo = fewer(settings.maps, maps) if rho < 1 else 0
+    experts_used = experts if rho > 0 else 0
 
     def classifier(chosen: ClassifierConfig) -> Training:
         return Training(
@@ -92,10 +94,11 @@ def resolve(config: Config, sizes: Sizes) -> Resolved:
     )
     own = config.encoder != "classifier" and config.encoder_start == "classifier"
     return Resolved(
+        rho,
         classifier(config.classifier),
         classifier(config.encoder_classifier) if own else None,
-        maps if config.rho < 1 else 0,
-        irnet if config.rho < 1 and config.pseudo == "irnet" else None,
+        maps if rho < 1 else 0,
+        irnet if rho < 1 and config.pseudo == "irnet" else None,
         pseudo,
         experts_used,
         Training(
@@ -104,7 +107,7 @@ def resolve(config: Config, sizes: Sizes) -> Resolved:
             settings.batch_size,
             settings.epochs,
             settings.learning_rate,
-            segmenter_stage.training_steps(settings, experts, maps, config.rho),
+            segmenter_stage.training_steps(settings, experts, maps, rho),
         ),
     )
 
@@ -114,10 +117,10 @@ def plan(arms: Sequence[Arm], sizes: Sizes) -> str:
     lines = [f"{sizes.train:,} training images, {sizes.expert_train} + {sizes.expert_val} expert"]
     for arm in arms:
         run, found = arm.config, resolve(arm.config, sizes)
-        lines += [f"{arm.name}, rho {run.rho:g}", f"  classifier   {found.classifier}"]
+        lines += [f"{arm.name}, rho {found.rho:g}", f"  classifier   {found.classifier}"]
         if found.encoder:
             lines.append(f"  {run.encoder:<11}  {found.encoder}")
-        if run.rho < 1:
+        if found.rho < 1:
             maps = f"{found.maps:,} images, {found.pseudo_masks:,} of their pseudo-masks ({run.pseudo})"
             lines.append(f"  maps         {maps}")
         if found.irnet:

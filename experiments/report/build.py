@@ -96,7 +96,7 @@ def describe(run: Run, pseudo: Mapping[str, StageFolder]) -> dict[str, Any]:
         "title": "CheXseg",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "preset": config.preset,
-        "rho": config.rho,
+        "rho": run.rho,
         "seed": config.seed,
         "pseudo": config.pseudo,
         "warning": config.warning,

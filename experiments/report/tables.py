@@ -302,7 +302,7 @@ def experts_table(report: Mapping[str, Any]) -> ReportTable | None:
     rows = []
     for point in points:
         count, mean = point.get("experts"), point.get("mean") or {}
-        less = point.get("difference") or {}  # experts alone less this
+        less = point.get("difference") or {}  # the reference less this
         sides = {"mean": "mean", "lower": "upper", "upper": "lower"}
         gain = {side: -less[name] for side, name in sides.items() if is_number(less.get(name))}
         rows.append(
@@ -315,12 +315,13 @@ def experts_table(report: Mapping[str, Any]) -> ReportTable | None:
         )
     return ReportTable(
         "How many expert masks are worth what",
-        ["Expert masks", "Method", "Mean pooled IoU", "More than experts alone"],
+        ["Expert masks", "Method", "Mean pooled IoU", "More than full"],
         rows,
         note="Of `experiments.table --experts` in the same folder. full: expert masks alone; maps: with "
         "masks of class activation maps; teacher: with a teacher's, in as many steps after the "
-        "teacher's own; all masks: with the hidden masks of all images, in twice the steps. Intervals "
-        "are over seeds and images.",
+        "teacher's own; all masks: with the hidden masks of all images, in twice the steps. The last "
+        "column is over full, and of the last two methods over full in twice the steps. Intervals are "
+        "over seeds and images.",
     )
 
 

@@ -27,6 +27,11 @@ StageName = Literal[
 
 PseudoSource = Literal["irnet", "cam", "teacher"]
 
+CHEXSEG_RHO = 0.9
+"""The paper's share of samples with expert masks."""
+TEACHER_MASKS = 20
+"""How many expert masks all masks of a teacher together count as in the mix."""
+
 
 @dataclass(frozen=True)
 class Phantoms:
@@ -42,8 +47,9 @@ class Phantoms:
 class Config:
     """CheXseg: segment ten findings, from image-level labels and a few expert masks."""
 
-    rho: float = 0.9
-    """Probability that a training sample has expert masks: 0 weak, 1 full, 0.9 CheXseg."""
+    rho: float | None = None
+    """Probability that a training sample has expert masks: 0 weak, 1 full, 0.9 CheXseg. If not given:
+    0.9, and with a teacher's masks n / (n + 20), n being the number of images with expert masks."""
     preset: Literal["phantom", "chexpert", "paper"] = "phantom"
     """phantom: minutes on a laptop; chexpert: one GPU or more; paper: the paper's numbers."""
     data_dir: tuple[Path, ...] | None = None
@@ -101,7 +107,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rho <= 1:
+        if self.rho is not None and not 0 <= self.rho <= 1:
             raise ValueError(f"--rho must lie in [0, 1], got {self.rho}")
         if self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
@@ -118,6 +124,14 @@ class Config:
     def segmenter_seed_or_seed(self) -> int:
         """The segmenter's seed."""
         return self.seed if self.segmenter_seed is None else self.segmenter_seed
+
+    def rho_of(self, experts: int) -> float:
+        """Return rho for so many images with expert masks to train on."""
+        if self.rho is not None:
+            return self.rho
+        if self.pseudo != "teacher":
+            return CHEXSEG_RHO
+        return round(experts / (experts + TEACHER_MASKS), 2)
 
     @property
     def needs_cams(self) -> bool:
@@ -149,6 +163,7 @@ class Config:
 
 PAPER = Config(
     preset="paper",
+    rho=CHEXSEG_RHO,
     encoder="resnet18",
     encoder_init="imagenet",
     maps=20_000,

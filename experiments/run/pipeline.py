@@ -59,6 +59,11 @@ class Run:
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Name, folder and seconds of every stage, in the order in which they ran or were reused."""
 
+    @property
+    def rho(self) -> float:
+        """The probability that a training sample has expert masks."""
+        return self.config.rho_of(len(self.data.expert_train))
+
     def stage(
         self,
         module: Any,
@@ -91,11 +96,12 @@ class Run:
 def run_pipeline(config: Config, data: Data) -> Run:
     """Run the stages that the wanted result, `config.until`, needs."""
     run, until = Run(config, data), config.until
+    rho = run.rho
     run.classifier = classifier = make_classifier(run, config.classifier, "classifier")
     if until == "classifier":
         return run
     encoder: Encoder | None = None
-    if config.rho < 1 or until not in ("segmenter", "evaluation"):
+    if rho < 1 or until not in ("segmenter", "evaluation"):
         if config.needs_cams:
             run.cams = make_cams(run, classifier)
         if until == "cams":
@@ -114,7 +120,7 @@ def run_pipeline(config: Config, data: Data) -> Run:
         if until == "pseudo_masks":
             return run
     encoder = encoder or make_encoder(run, classifier)
-    run.segmenter = make_segmenter(run, encoder, run.pseudo_masks, config.rho)
+    run.segmenter = make_segmenter(run, encoder, run.pseudo_masks, rho)
     if until == "segmenter":
         return run
     run.evaluation = make_evaluation(run, classifier, run.segmenter)
@@ -379,7 +385,7 @@ def make_teacher(run: Run, encoder: Encoder) -> None:
     run.teacher = make_segmenter(run, encoder, None, 1.0, "teacher")
     for _ in range(config.rounds - 1):
         masks = make_pseudo_masks(run, config.pseudo)
-        run.teacher = make_segmenter(run, encoder, masks, config.rho, "teacher")
+        run.teacher = make_segmenter(run, encoder, masks, run.rho, "teacher")
 
 
 def make_evaluation(run: Run, classifier: StageFolder, segmenter: StageFolder) -> StageFolder:
