@@ -2,8 +2,7 @@
 
 Seven stages, each in a folder of its own: classifier, cams, seeds, irnet, pseudo_masks, segmenter,
 evaluation. Only those that the result needs are run: `--pseudo cam` needs no seeds and no IRNet, a
-teacher no maps either, and `--rho 1` no pseudo-masks. Without `--rho`, the mix is that of `--help`. A
-finished stage is reused; one that was stopped
+teacher no maps either, and `--rho 1` no pseudo-masks. A finished stage is reused; one that was stopped
 resumes. Without data the command makes synthetic chests and runs on those. With CheXpert and
 CheXlocalize prepared by `python -m datasets`:
 
