@@ -6,7 +6,7 @@ teacher no maps either, and `--rho 1` no pseudo-masks. A finished stage is reuse
 resumes. Without data the command makes synthetic chests and runs on those. With CheXpert and
 CheXlocalize prepared by `python -m datasets`:
 
-    python -m experiments.chexseg --data-dir data --workdir runs/chexpert --rho 0.9
+    python -m experiments.chexseg --data-dir data --workdir runs/chexpert
 
 On several hosts, or with one process a GPU, start the same command in each, on a shared disk, with
 `--distributed`.
