@@ -26,13 +26,14 @@ from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.losses import segmentation_loss
 from chexseg_jax.pathologies import PATHOLOGIES, pathology_labels
 from chexseg_jax.stages.segmenter import (
+    augmented,
     counts_of,
     expert_dataset,
     selection_scores,
     training_steps,
 )
 from chexseg_jax.training.checkpoints import restore, spec_of
-from chexseg_jax.training.data import Mapped, letterboxed, mix, shuffled_repeated
+from chexseg_jax.training.data import Mapped, letterboxed, mix
 from chexseg_jax.training.loop import adam, fit
 from experiments.comparison.output import signed
 from experiments.report.tables import format_interval, format_score
@@ -104,17 +105,9 @@ def train(run: Run, data: Data, scratch: Path) -> Any:
         every = np.ones(len(PATHOLOGIES), bool)
         return {**example, "positive": every, "valid": every, "expert": np.bool_(True)}
 
-    def dataset(source: Any, seed: int) -> Any:
-        return shuffled_repeated(
-            source,
-            seed,
-            strength=settings.augment,
-            exposure=settings.exposure,
-            gamma=settings.gamma,
-        )
-
     experts = Mapped(expert_dataset(data.expert_train, size), expert)
     images = Mapped(letterboxed(data.mapped, size, cache=len(data.mapped)), weak)
+    examples = augmented(settings, experts, seed), augmented(settings, images, seed + 1)
     validation = letterboxed(data.expert_val, size, cache=len(data.expert_val))
     best: list[Any] = [-1.0, None]
 
@@ -129,7 +122,7 @@ def train(run: Run, data: Data, scratch: Path) -> Any:
     steps = round(EQUAL * steps)
     fit(
         restore(made(run.teacher).path),
-        mix(dataset(experts, seed), dataset(images, seed + 1), run.rho, seed),
+        mix(*examples, run.rho, seed),
         objective(normalize, settings.loss, thresholds),
         adam(settings.schedule, settings.learning_rate, steps),
         folder=scratch,

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from chexseg_jax.pseudolabels.gradcam import normalize_cams, upsample_cams
 from chexseg_jax.stages.evaluation import location_prior
 from chexseg_jax.training.checkpoints import restore, spec_of
 from chexseg_jax.training.data import letterboxed, ordered_batches
-from experiments.run.config import read_arguments
+from experiments.run.config import Config, read_arguments
 from experiments.run.data import Data, open_data
 from experiments.run.pipeline import run_pipeline
 
@@ -64,6 +65,12 @@ class Other:
 
         maps = jnp.moveaxis(jax.vmap(one)(rows), 0, -1)
         return normalize_cams(jax.nn.relu(maps) * (content > 0)[..., None]), None
+
+
+def cams_of(config: Config, classifier: Path) -> Callable[..., Any]:
+    """Return the inference function of a run's class activation maps."""
+    cams = config.cams.maps(spec_of(classifier).normalization)
+    return jit_inference(cams, restore(classifier))
 
 
 def upsampled(infer: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -111,11 +118,6 @@ def judge(maps_of: Callable[[Any], Any], data: Data, size: int) -> Judgement:
     return Judgement(*ious, mean_of(np.nanmean(hits, 0)))
 
 
-def peaks_at_one(maps: Any) -> np.ndarray:
-    """Divide maps by their maximum."""
-    return np.asarray(maps / np.maximum(maps.max((1, 2), keepdims=True), 1e-12))
-
-
 def main() -> None:
     """Train the classifier if need be, and print a table of the kinds."""
     config = replace(read_arguments(str(__doc__), sys.argv[1:]), until="classifier")
@@ -132,9 +134,9 @@ def main() -> None:
             kinds[name] = Cams(normalize, kind, scales)
     maps = {name: upsampled(jit_inference(kind, model)) for name, kind in kinds.items()}
     prior = location_prior(data.expert_train, size)
-    maps["location prior"] = lambda images: peaks_at_one(np.repeat(prior, len(images), 0))
+    maps["location prior"] = lambda images: normalize_cams(np.repeat(prior, len(images), 0))
     last = maps[name]
-    maps[f"location prior times {name}"] = lambda images: peaks_at_one(last(images) * prior)
+    maps[f"location prior times {name}"] = lambda images: normalize_cams(last(images) * prior)
     print("| maps | pooled IoU | hit rate | seconds |\n| --- | --- | --- | --- |")
     for name, maps_of in maps.items():
         started = time.monotonic()

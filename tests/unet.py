@@ -22,9 +22,9 @@ from chexseg_jax.inference.apply import MaskProbabilities, jit_inference
 from chexseg_jax.models.layers import BatchNorm, Conv, average_pool, resize
 from chexseg_jax.pathologies import PATHOLOGIES
 from chexseg_jax.stages.evaluation import count_methods, location_prior
-from chexseg_jax.stages.segmenter import expert_dataset, objective, training_steps
+from chexseg_jax.stages.segmenter import augmented, expert_dataset, objective, training_steps
 from chexseg_jax.training.checkpoints import restore, spec_of
-from chexseg_jax.training.data import letterboxed, ordered_batches, shuffled_repeated
+from chexseg_jax.training.data import letterboxed, ordered_batches
 from chexseg_jax.training.loop import adam, fit
 from experiments.run.config import read_arguments
 from experiments.run.data import Data, open_data
@@ -82,9 +82,6 @@ def train_unet(config: Any, data: Data, size: int, normalization: Any, folder: P
     seed, settings = config.segmenter_seed_or_seed, config.segmenter
     width = min(range(4, 65, 2), key=lambda w: abs(parameters(UNet(w, seed)) - size))
     experts = expert_dataset(data.expert_train, config.image_size)
-    masked = shuffled_repeated(
-        experts, seed, strength=settings.augment, exposure=settings.exposure, gamma=settings.gamma
-    )
     steps = training_steps(settings, len(data.expert_train), len(data.train), 1.0)
     trained: list[Any] = []
 
@@ -94,7 +91,7 @@ def train_unet(config: Any, data: Data, size: int, normalization: Any, folder: P
 
     fit(
         UNet(width, seed),
-        masked,
+        augmented(settings, experts, seed),
         objective(normalization, settings.loss),
         adam(settings.schedule, settings.learning_rate, steps),
         folder=folder,

@@ -18,26 +18,22 @@ from chexseg_jax.evaluation.metrics import (
     patients_of,
 )
 from chexseg_jax.evaluation.scoring import read_counts
-from chexseg_jax.inference.apply import jit_inference
 from chexseg_jax.pathologies import COMPETITION_OBSERVATIONS
 from chexseg_jax.runtime.stage_folder import StageFolder
-from chexseg_jax.training.checkpoints import restore, spec_of
 from experiments.comparison.output import signed
 from experiments.report.tables import format_interval, format_score
 from experiments.run.cli import managed_run
 from experiments.run.config import Config, read_arguments
 from experiments.run.data import Data, open_data, with_experts
 from experiments.run.pipeline import made, run_pipeline
-from tests.maps import judge, upsampled
+from tests.maps import cams_of, judge, upsampled
 
 SEEDS = (17, 18, 19)
 
 
 def score_maps(config: Config, data: Data, classifier: StageFolder) -> str:
     """Return the label-gated IoU and the hit rate of the maps of a classifier, on hidden masks."""
-    kind = config.cams.maps(spec_of(classifier.path).normalization)
-    infer = jit_inference(kind, restore(classifier.path))
-    found = judge(upsampled(infer), data, config.image_size)
+    found = judge(upsampled(cams_of(config, classifier.path)), data, config.image_size)
     return f"{found.hidden:.3f} and {found.hits:.2f}"
 
 

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from chexseg_jax.inference.apply import jit_inference
 from chexseg_jax.stages.pseudo_masks import walked_maps
 from chexseg_jax.training.checkpoints import restore, spec_of
 from experiments.run.cli import managed_run
 from experiments.run.config import read_arguments
 from experiments.run.data import open_data
 from experiments.run.pipeline import Run, made, run_pipeline
-from tests.maps import judge, upsampled
+from tests.maps import cams_of, judge, upsampled
 from tests.variants import split_variants
 
 
@@ -45,9 +44,7 @@ def main() -> None:
             config, started = replace(config, pseudo="irnet", until="irnet"), time.monotonic()
             data = open_data(config)
             run = run_pipeline(config, data)
-            classifier = made(run.classifier).path
-            cams = config.cams.maps(spec_of(classifier).normalization)
-            infer = jit_inference(cams, restore(classifier))
+            infer = cams_of(config, made(run.classifier).path)
             kinds = {"maps": upsampled(infer)} if number == 0 else {}
             for name, maps_of in {**kinds, variant or "as it is": walked(run, infer)}.items():
                 found = judge(maps_of, data, config.image_size)

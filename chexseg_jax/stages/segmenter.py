@@ -180,11 +180,7 @@ def run(
         return selection_scores(counts.pooled(), config.select)
 
     def dataset(source: Source | None, seed: int) -> grain.MapDataset | None:
-        if source is None:
-            return None
-        return shuffled_repeated(
-            source, seed, strength=config.augment, exposure=config.exposure, gamma=config.gamma
-        )
+        return None if source is None else augmented(config, source, seed)
 
     steps = training_steps(config, len(expert_train), len(images), rho)
     best = fit(
@@ -216,6 +212,13 @@ def training_steps(config: SegmenterConfig, experts: int, images: int, rho: floa
     if config.epoch == "used":
         experts, pseudo = experts * (rho > 0), pseudo * (rho < 1)
     return max(1, round(config.epochs * (experts + pseudo) / config.batch_size))
+
+
+def augmented(config: SegmenterConfig, source: Source, seed: int) -> grain.MapDataset:
+    """Repeat a source without end, shuffled and augmented as the settings say."""
+    return shuffled_repeated(
+        source, seed, strength=config.augment, exposure=config.exposure, gamma=config.gamma
+    )
 
 
 def expert_dataset(source: Source, image_size: int) -> Source:
